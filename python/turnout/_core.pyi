@@ -1,0 +1,166 @@
+"""The Rust extension: assignment, feature packing, response encoding and latency recording.
+
+Every class is frozen and safe to share between threads. Errors arrive as the exceptions of `turnout.errors`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+SLOTS: int
+"""Number of equal parts of the hash space: 100,000."""
+
+Runs = Mapping[str, Sequence[tuple[int, int]]]
+
+def hash_entity(salt: str, entity: str | int) -> int:
+    """XXH3-64 of `utf8(salt) + 0x00 + utf8(entity)`; an integer entity counts as its decimal string."""
+
+def slot(salt: str, entity: str | int) -> int:
+    """The slot of an entity, 0 to 99,999: `(hash * 100000) >> 64`."""
+
+@final
+class Ledger:
+    """Which arm owns each slot, and in which order it got them. Immutable; arms are in bytewise order."""
+
+    arms: list[str]
+    @staticmethod
+    def start(baseline: str) -> Ledger:
+        """A new ledger in which `baseline` owns every slot, in ascending order."""
+    @staticmethod
+    def from_runs(runs: Runs) -> Ledger:
+        """Read `runs()` back. Raises InvalidDocument unless every slot is owned exactly once."""
+    def apply(self, weights: Mapping[str, float]) -> tuple[Ledger, int]:
+        """Apply weights (normalised here; arms that are missing fall out) and say how many slots moved.
+
+        Raises InvalidSplit: negative, not finite, not summing to 1 within 0.001, none, or over 256 arms.
+        """
+    def runs(self) -> dict[str, list[tuple[int, int]]]:
+        """The stacks as runs from first to last slot, both included, falling where first > last."""
+    def counts(self) -> dict[str, int]:
+        """Slots by arm."""
+    def owner(self, slot: int) -> str:
+        """The arm that owns a slot. Raises IndexError past the last."""
+    def table_digest(self) -> str:
+        """XXH3-64, 16 hex digits, over 100,000 bytes: for each slot the index of its arm in `arms`."""
+
+@final
+class Split:
+    """A ledger and a salt, ready for look-ups: one hash and one load from a table of 100,000 bytes."""
+
+    arms: list[str]
+    salt: str
+    def __new__(cls, ledger: Ledger, salt: str) -> Split: ...
+    def assign(self, entity: str | int) -> tuple[int, int]:
+        """Index into `arms`, and the slot."""
+    def assign_strings(self, entities: Sequence[str]) -> NDArray[np.uint8]:
+        """Indices into `arms` for a list of strings (or of integers, or mixed)."""
+    def assign_integers(self, entities: NDArray[np.int64] | NDArray[np.uint64]) -> NDArray[np.uint8]:
+        """Indices into `arms` for integers, each taken as its decimal string; releases the GIL."""
+    def assign_utf8(
+        self, offsets: NDArray[np.int32] | NDArray[np.int64], data: NDArray[np.uint8]
+    ) -> NDArray[np.uint8]:
+        """Indices into `arms` for the strings of an Arrow array: n + 1 offsets into UTF-8 bytes; releases the GIL.
+
+        Raises InvalidRequest where offsets fall or leave the data.
+        """
+    def synthetic_counts(self, count: int) -> list[int]:
+        """How many of the ids `"0"`, `"1"` ... `str(count - 1)` each arm gets; releases the GIL."""
+
+@final
+class VersionPlan:
+    """How one version reads features and writes outputs.
+
+    `layout` "matrix": one input of element type `dtypes[0]` and shape `[1, F]`; "columns": one `[1, 1]` input per
+    feature, `dtypes[i]` for feature i. Element types: float32, float64, int32, int64, bool, and object (strings,
+    columns only). `features` are (name, type, values, default, nullable) in the schema's order; a version without
+    names ("" for each) takes lists only. `outputs` are the names of the outputs in the order of `Route.encode`.
+    """
+
+    def __new__(
+        cls,
+        version: str,
+        layout: Literal["matrix", "columns"],
+        dtypes: Sequence[str],
+        features: Sequence[tuple[str, str, Sequence[str], float | int | bool | str | None, bool]],
+        outputs: Sequence[str],
+    ) -> VersionPlan: ...
+
+@final
+class Route:
+    """All that one model needs to turn the bytes of a request into inputs, and outputs into the bytes of an answer.
+
+    `plans` are its loaded versions; an entry is None where the version takes free tensors. `active` indexes `plans`.
+    `arms[i]` is the index in `plans` of arm i of `split`. `overrides` map entity ids to indices in `plans`. `known`
+    are the feature names of all registered versions: names outside of it are errors, names inside that a version
+    does not use are ignored.
+    """
+
+    def __new__(
+        cls,
+        model: str,
+        plans: Sequence[VersionPlan | None],
+        versions: Sequence[str],
+        active: int | None,
+        split: Split | None,
+        arms: Sequence[int],
+        overrides: Mapping[str, int],
+        known: Sequence[str],
+    ) -> Route: ...
+    def assign(self, entity: str | int | None) -> tuple[int, int, int | None]:
+        """(index in `plans`, index in `turnout.domain.REASONS`, slot) as `prepare` would route this entity.
+
+        Raises NoActiveVersion where there is neither an override, a test nor an active version.
+        """
+    def prepare(self, body: bytes, pinned: int | None = None) -> tuple[int, int, tuple[NDArray[Any], ...]]:
+        """Read `{"entity_id"?: str | int | null, "features": {...} | [...]}`, route it, and pack the features.
+
+        Returns (index in `plans`, index in REASONS, inputs in the order of the graph). With `pinned` that version is
+        packed and the reason is `pinned`. No entity id in a test: a random slot, reason `random`.
+
+        Raises InvalidRequest (with `position`) for what is not such a document, InvalidFeatures (with `feature` and
+        `position`) for features that do not fit, NoActiveVersion where nothing could answer.
+        """
+    def encode(self, index: int, reason: int, outputs: Sequence[NDArray[Any]]) -> bytes:
+        """The JSON answer, with a new prediction id (a UUID of version 7).
+
+        Outputs are float16/32/64, any integer, bool or object (str or bytes) arrays of shape `[1, ...]` (unwrapped)
+        or `[]`; NaN and infinities become null, floats the shortest text that reads back the same.
+        """
+
+@final
+class Series:
+    """Counters and latency histograms of one (model, version, reason); updated without locks."""
+
+    def __new__(cls) -> Series: ...
+    def record(self, total_ns: int, model_ns: int) -> None:
+        """One answer: time in Turnout and model together, and in the model alone, in nanoseconds."""
+    def record_error(self, total_ns: int) -> None:
+        """One request that this version failed to answer."""
+    def dump(self) -> bytes:
+        """A compact form of the present state, for `Totals`."""
+
+@final
+class Totals:
+    """The sum of dumped series. Histograms have 32 buckets a power of two: quantiles are within 3.2 %."""
+
+    def __new__(cls, dumps: Sequence[bytes]) -> Totals:
+        """Raises InvalidDocument for bytes that are no dump."""
+    requests: int
+    """Answers and errors."""
+    errors: int
+    latency_sum: float
+    """Seconds."""
+    overhead_sum: float
+    """Seconds outside the model."""
+    def dump(self) -> bytes:
+        """The same form as `Series.dump`."""
+    def latency(self, quantile: float) -> float | None:
+        """Seconds; None without answers."""
+    def overhead(self, quantile: float) -> float | None:
+        """Seconds outside the model; None without answers."""
+    def latency_buckets(self, bounds: Sequence[float]) -> list[int]:
+        """How many answers took at most each bound (seconds): cumulative, exact at powers of two of a nanosecond."""
+    def overhead_buckets(self, bounds: Sequence[float]) -> list[int]:
+        """The same for the time outside the model."""

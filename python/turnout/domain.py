@@ -1,0 +1,331 @@
+"""The words of Turnout as frozen structs. They are what the registry stores, the API sends and Python returns."""
+
+from __future__ import annotations
+
+import unicodedata
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+
+from turnout.errors import InvalidName
+
+FeatureType = Literal["float", "int", "bool", "category", "string"]
+Layout = Literal["matrix", "columns", "tensors"]
+Reason = Literal["active", "test", "override", "pinned", "random", "fallback"]
+Scalar = float | int | bool | str
+TestStatus = Literal["running", "promoted", "stopped", "rolled_back", "replaced"]
+
+REASONS: tuple[Reason, ...] = ("active", "test", "override", "pinned", "random", "fallback")
+MAX_NAME_BYTES = 200
+MAX_ARMS = 256
+
+
+class Feature(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One column of a version's input.
+
+    `values` lists the categories of a `category` feature; in a float matrix a category is its index in that list.
+    A feature without `default` must be sent; `nullable` lets `null` through as NaN (floats only).
+    """
+
+    name: str
+    type: FeatureType = "float"
+    values: tuple[str, ...] = ()
+    default: Scalar | None = None
+    nullable: bool = False
+
+
+class Tensor(msgspec.Struct, frozen=True):
+    """An input or output of the graph: ONNX element type (`float`, `int64`, `string` ...), shape with None where free.
+
+    `classes` are the keys of an output that a scikit-learn converter wrapped into maps (ZipMap), in column order.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+    classes: tuple[str | int, ...] = ()
+
+
+class Signature(msgspec.Struct, frozen=True):
+    """What the graph takes and gives. `layout`: one `[N, F]` matrix, `[N, 1]` columns, or free tensors."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    layout: Layout
+
+
+class SessionOptions(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """How a version is run. None means: the setting of the process that loads it."""
+
+    device: str | None = None
+    intra_op_threads: int | None = None
+    spinning: bool | None = None
+
+
+class ArtifactFile(msgspec.Struct, frozen=True):
+    """One file of an artifact; `path` is relative to it, `size` in bytes."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+class Artifact(msgspec.Struct, frozen=True):
+    """A stored model: its SHA-256 (of the file, or of the list of files where there are several) and its files.
+
+    The first file is the graph; others are its external data.
+    """
+
+    sha256: str
+    files: tuple[ArtifactFile, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+
+class Version(msgspec.Struct, frozen=True):
+    """An immutable model file with its label and everything that was known when it was registered."""
+
+    model: str
+    version: str
+    artifact: Artifact
+    signature: Signature
+    features: tuple[Feature, ...]
+    created_at: datetime
+    ordinal: int
+    accuracy: float | None = None
+    metrics: dict[str, float] = {}
+    metadata: dict[str, Any] = {}
+    options: SessionOptions = SessionOptions()
+
+
+class Model(msgspec.Struct, frozen=True):
+    """The mutable head of a model. `revision` rises by one with each change and is its ETag."""
+
+    name: str
+    revision: int
+    created_at: datetime
+    active: str | None = None
+    former: tuple[str, ...] = ()
+    test_id: str | None = None
+    tests_started: int = 0
+    versions_registered: int = 0
+    overrides: int = 0
+
+
+class Arm(msgspec.Struct, frozen=True):
+    """A version inside a test: its share of the traffic and the number of slots that it owns."""
+
+    version: str
+    weight: float
+    slots: int
+
+
+class Test(msgspec.Struct, frozen=True):
+    """A split between versions of one model. `revision` counts its ramp steps, from 1; arms are in bytewise order."""
+
+    __test__ = False  # pytest would collect a class of this name
+
+    id: str
+    model: str
+    salt: str
+    arms: tuple[Arm, ...]
+    revision: int
+    status: TestStatus
+    started_at: datetime
+    changed_at: datetime
+    ended_at: datetime | None = None
+    winner: str | None = None
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Share of the traffic by version."""
+        return {arm.version: arm.weight for arm in self.arms}
+
+
+Runs = dict[str, list[tuple[int, int]]]
+"""The stacks of a ledger: by arm, runs of slots from first to last, both included, falling where first > last."""
+
+
+class LedgerRevision(msgspec.Struct, frozen=True):
+    """The ledger as it stood from `created_at` until the next revision of the test."""
+
+    test_id: str
+    revision: int
+    created_at: datetime
+    weights: dict[str, float]
+    runs: Runs
+
+
+class Deployment(msgspec.Struct, frozen=True):
+    """One stay of a version as the active one; `until` is None for the present one."""
+
+    version: str
+    since: datetime
+    action: str
+    actor: str
+    reason: str
+    until: datetime | None = None
+
+
+class AuditEvent(msgspec.Struct, frozen=True):
+    """One change: who did what to which model, why, and the head of the model before and after."""
+
+    sequence: int
+    generation: int
+    time: datetime
+    actor: str
+    action: str
+    model: str
+    version: str | None
+    reason: str
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+
+
+class History(msgspec.Struct, frozen=True):
+    """What happened to a model: its versions newest first, its deployments and its events, oldest first."""
+
+    model: str
+    current_version: str | None
+    versions: tuple[Version, ...]
+    deployments: tuple[Deployment, ...]
+    tests: tuple[Test, ...]
+    events: tuple[AuditEvent, ...]
+
+
+class LiveStatistics(msgspec.Struct, frozen=True):
+    """What a version has answered since the counters began. Latencies in seconds, None without traffic."""
+
+    requests: int
+    errors: int
+    error_rate: float | None
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """Two versions side by side; differences are b minus a, for metrics that both have."""
+
+    model: str
+    a: str
+    b: str
+    accuracy_diff: float | None
+    metrics_diff: dict[str, float]
+    live: dict[str, LiveStatistics]
+
+
+class Assignment(msgspec.Struct, frozen=True):
+    """Which version answers an entity, and why. `slot` is None where no test decides."""
+
+    model: str
+    entity_id: str
+    version: str
+    reason: Reason
+    slot: int | None = None
+    test_id: str | None = None
+    test_revision: int | None = None
+    weights: dict[str, float] = {}
+
+
+class Share(msgspec.Struct, frozen=True):
+    """One arm of a distribution: configured share, share of synthetic ids, requests so far and their share."""
+
+    version: str
+    configured: float
+    synthetic: float
+    requests: int
+    observed: float | None
+
+
+class Distribution(msgspec.Struct, frozen=True):
+    """How the traffic of a model is split: as configured, on synthetic ids, and in the requests so far."""
+
+    model: str
+    test_id: str | None
+    test_revision: int | None
+    synthetic_ids: int
+    requests: int
+    shares: tuple[Share, ...]
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """One answer. `outputs` holds each output of the model by name, the single row unwrapped."""
+
+    model: str
+    version: str
+    prediction_id: str
+    reason: Reason
+    outputs: dict[str, Any]
+
+
+class VersionStatus(msgspec.Struct, frozen=True):
+    """A version as one worker has it loaded; times in seconds, `error` where it could not be loaded."""
+
+    model: str
+    version: str
+    device: str
+    providers: tuple[str, ...]
+    inline: bool
+    load_seconds: float
+    warmup_seconds: float
+    run_seconds: float
+    error: str | None = None
+
+
+class WorkerStatus(msgspec.Struct, frozen=True):
+    """A live serving process: the generation that it serves and what it has loaded."""
+
+    id: str
+    pid: int
+    started_at: datetime
+    heartbeat_at: datetime
+    generation: int
+    ready: bool
+    draining: bool
+    versions: tuple[VersionStatus, ...]
+
+
+class Status(msgspec.Struct, frozen=True):
+    """The state of a data directory and of the workers that serve it."""
+
+    turnout: str
+    generation: int
+    data: str
+    models: int
+    workers: tuple[WorkerStatus, ...]
+
+
+class Change(msgspec.Struct, frozen=True):
+    """Where a change has arrived: `pending` names live workers that do not serve `generation` yet."""
+
+    generation: int
+    revision: int
+    pending: tuple[str, ...] = ()
+
+
+def utc_now() -> datetime:
+    """The present time in UTC, as the registry stores it."""
+    return datetime.now(UTC)
+
+
+def check_name(kind: str, name: object) -> str:
+    """Return `name` if it can name a model or a version: 1 to 200 bytes of UTF-8 that print, not `.` or `..`.
+
+    Raises:
+        InvalidName: with what was expected and what came.
+    """
+    if not isinstance(name, str):
+        raise InvalidName(f"{kind} must be a string, not {type(name).__name__}")
+    shown = name if len(name) <= 60 else name[:60] + "…"
+    if not name or name != name.strip() or name in {".", ".."}:
+        raise InvalidName(f"{kind} {shown!r}: expected a name without spaces at its ends that is not '.' or '..'")
+    if any(unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} for character in name):
+        raise InvalidName(f"{kind} {shown!r}: control characters are not allowed")
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise InvalidName(f"{kind} {shown!r}: expected at most {MAX_NAME_BYTES} bytes, found {len(name.encode())}")
+    return name

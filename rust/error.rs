@@ -1,0 +1,154 @@
+//! The core's one error type: a kind and a position. The text is made only when somebody reads it.
+
+use thiserror::Error;
+
+/// What went wrong, with the facts that its message needs.
+#[derive(Debug, Clone, PartialEq, Error)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    // --- the split (InvalidSplit) ---
+    /// Weights that do not sum to one.
+    #[error("Traffic splits must sum to 1.0, found {0}")]
+    SplitSum(f64),
+    /// A weight below zero, infinite or not a number.
+    #[error("the weight of {arm} must be a finite number of at least 0, found {weight}")]
+    SplitWeight {
+        /// The arm.
+        arm: String,
+        /// Its weight.
+        weight: f64,
+    },
+    /// No arm at all, or more than fit the table.
+    #[error("a split has 1 to 256 arms, found {0}")]
+    SplitArms(usize),
+
+    // --- documents that we wrote once and read back (InvalidDocument) ---
+    /// Runs that do not own every slot exactly once.
+    #[error("the ledger does not own every slot exactly once: {0}")]
+    Ledger(String),
+    /// Bytes that are no dump of a series.
+    #[error("not a dump of a series")]
+    Dump,
+
+    // --- requests (InvalidRequest) ---
+    /// The body is not JSON, or not of the expected form.
+    #[error("{expected}, found {found}")]
+    Json {
+        /// What should have been there, as a phrase: `expected a number`.
+        expected: &'static str,
+        /// What was there.
+        found: String,
+    },
+    /// A key of the request that this route does not know.
+    #[error("unknown field {0:?}; a prediction takes \"features\" and \"entity_id\"")]
+    UnknownField(String),
+    /// The same key twice in one object.
+    #[error("duplicate key {0:?}")]
+    DuplicateKey(String),
+    /// A request without features.
+    #[error("missing field \"features\"")]
+    MissingFeatures,
+    /// Offsets of an Arrow array that fall or leave its data.
+    #[error("offsets must rise and stay inside the data")]
+    Offsets,
+
+    // --- features (InvalidFeatures); the feature is named by `Error::feature` ---
+    /// A value of the wrong type or out of range.
+    #[error("feature {feature:?}: {expected}, found {found}")]
+    Value {
+        /// The feature's name, or its index where it has none.
+        feature: String,
+        /// What should have been there.
+        expected: String,
+        /// What was there.
+        found: String,
+    },
+    /// A feature without default that was not sent.
+    #[error("feature {0:?} is missing and has no default")]
+    MissingFeature(String),
+    /// A name that no version of the model knows.
+    #[error("no version of this model has a feature {name:?}{}", nearest.as_ref().map(|n| format!("; did you mean {n:?}?")).unwrap_or_default())]
+    UnknownFeature {
+        /// The name that came.
+        name: String,
+        /// The nearest known name, where one is near.
+        nearest: Option<String>,
+    },
+    /// A list of the wrong length.
+    #[error("expected {expected} features in the order of the schema, found {found}")]
+    FeatureCount {
+        /// Length of the schema.
+        expected: usize,
+        /// Length of the list.
+        found: usize,
+    },
+    /// An object of features for a version whose features have no names.
+    #[error("this version has no feature names: expected a list of {0} numbers")]
+    Unnamed(usize),
+    /// A version that takes free tensors, which a row of features cannot carry.
+    #[error("version {0} takes free tensors, not a row of features")]
+    FreeTensors(String),
+
+    // --- routing ---
+    /// Neither an override, a test nor an active version.
+    #[error("model {0} has no active version")]
+    NoActiveVersion(String),
+
+    // --- outputs (PredictionFailed) ---
+    /// An output that cannot be written.
+    #[error("output {name:?}: {problem}")]
+    Output {
+        /// Name of the output.
+        name: String,
+        /// Why not.
+        problem: String,
+    },
+}
+
+/// A kind, and where in the body (bytes from its start) it was found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Error {
+    /// What went wrong.
+    pub kind: ErrorKind,
+    /// Byte offset into the body, where there is one.
+    pub position: Option<usize>,
+}
+
+/// The result of everything in the core that can fail.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An error at a byte of the body.
+    #[must_use]
+    pub fn at(kind: ErrorKind, position: usize) -> Self {
+        Self { kind, position: Some(position) }
+    }
+
+    /// The feature that the error is about, where it is about one.
+    #[must_use]
+    pub fn feature(&self) -> Option<&str> {
+        match &self.kind {
+            ErrorKind::Value { feature, .. } => Some(feature),
+            ErrorKind::MissingFeature(name) | ErrorKind::UnknownFeature { name, .. } => Some(name),
+            _ => None,
+        }
+    }
+}
+
+impl From<ErrorKind> for Error {
+    fn from(kind: ErrorKind) -> Self {
+        Self { kind, position: None }
+    }
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}", self.kind)?;
+        match self.position {
+            Some(position) => write!(formatter, " (byte {position})"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Error {}

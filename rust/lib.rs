@@ -1,0 +1,13 @@
+//! The core of Turnout: which version answers an entity, its features as a matrix, its outputs as JSON.
+//!
+//! Everything but `py` is plain Rust and is tested without Python.
+
+pub mod encode;
+pub mod error;
+pub mod features;
+pub mod hash;
+pub mod ledger;
+#[cfg(feature = "python")]
+mod py;
+pub mod recorder;
+pub mod route;
