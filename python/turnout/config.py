@@ -39,28 +39,48 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Every setting of Turnout, with its default; sizes in bytes, times in seconds."""
 
     data: str = setting("./data", "The data directory.")
-    host: str = setting("127.0.0.1", "The address to listen on. Anything but loopback opens the server to the network.")
+    host: str = setting(
+        "127.0.0.1", "The address to listen on. Anything but loopback opens the server to the network."
+    )
     port: Port = setting(8000, "The port to listen on.")
     workers: Positive = setting(1, "Worker processes that serve requests.")
-    device: str = setting("auto", "Where sessions run: `auto` (CUDA if it really works, else CPU), `cpu`, `cuda`, `cuda:N`.")
+    device: str = setting(
+        "auto", "Where sessions run: `auto` (CUDA if it really works, else CPU), `cpu`, `cuda`, `cuda:N`."
+    )
     intra_op_threads: Positive = setting(1, "Threads that one run of a model may use.")
     spinning: bool = setting(False, "Whether idle threads of a session spin; lower latency for a core each.")
-    pool_threads: Positive = setting(4, "Threads of a worker that run the models too slow for the event loop.")
-    inline_seconds: Seconds = setting(0.001, "A model whose warm run takes at most this long runs on the event loop.")
-    on_demand_versions: Positive = setting(4, "Versions that nothing but pinned requests need, kept loaded in each worker.")
+    pool_threads: Positive = setting(
+        4, "Threads of a worker that run the models too slow for the event loop."
+    )
+    inline_seconds: Seconds = setting(
+        0.001, "A model whose warm run takes at most this long runs on the event loop."
+    )
+    on_demand_versions: Positive = setting(
+        4, "Versions that nothing but pinned requests need, kept loaded in each worker."
+    )
     fallback: bool = setting(True, "Whether the active version answers when another arm fails at run time.")
     max_in_flight: Positive = setting(1024, "Requests that one worker has in flight; more are answered 429.")
     max_body_bytes: Positive = setting(16 * 1024**2, "The largest body of a prediction or an admin call.")
     max_artifact_bytes: Positive = setting(2 * 1024**3, "The largest model that is taken over HTTP.")
-    probe_seconds: Seconds = setting(60.0, "How long a new model may take to load and run when it is registered.")
-    probe_memory_bytes: Positive = setting(8 * 1024**3, "How much address space a new model may take when it is registered.")
+    probe_seconds: Seconds = setting(
+        60.0, "How long a new model may take to load and run when it is registered."
+    )
+    probe_memory_bytes: Positive = setting(
+        8 * 1024**3, "How much address space a new model may take when it is registered."
+    )
     load_seconds: Seconds = setting(60.0, "How long a change waits for live workers to load a version.")
     change_seconds: Seconds = setting(5.0, "How long a change waits for live workers to serve it.")
-    drain_seconds: Seconds = setting(1.0, "How long a stopping server answers readyz with 503 before it stops to listen.")
-    stop_seconds: Positive = setting(20, "How long a stopping worker may finish its requests before it is killed.")
+    drain_seconds: Seconds = setting(
+        1.0, "How long a stopping server answers readyz with 503 before it stops to listen."
+    )
+    stop_seconds: Positive = setting(
+        20, "How long a stopping worker may finish its requests before it is killed."
+    )
     flush_seconds: Seconds = setting(0.5, "How often a worker publishes its statistics.")
     map_size: Positive = setting(256 * 1024**2, "First size of a database's memory map; it grows by itself.")
-    log_level: Literal["debug", "info", "warning", "error"] = setting("info", "The least severe event that is logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = setting(
+        "info", "The least severe event that is logged."
+    )
     log_predictions: bool = setting(False, "Whether each single prediction is logged.")
 
 
@@ -119,7 +139,10 @@ def resolve(
     names = Settings.__struct_fields__
     layers: list[tuple[Source, dict[str, Any]]] = [
         ("file", _from_file(file)),
-        ("environment", {n: environment[PREFIX + n.upper()] for n in names if PREFIX + n.upper() in environment}),
+        (
+            "environment",
+            {n: environment[PREFIX + n.upper()] for n in names if PREFIX + n.upper() in environment},
+        ),
         ("flag", {name: value for name, value in (flags or {}).items() if value is not None}),
     ]
     values: dict[str, Any] = {}
@@ -134,7 +157,9 @@ def resolve(
 def environment_of(settings: Settings) -> dict[str, str]:
     """The variables that make another process resolve the same settings."""
     return {
-        PREFIX + name.upper(): msgspec.json.encode(value).decode().strip('"') if isinstance(value, bool) else str(value)
+        PREFIX + name.upper(): msgspec.json.encode(value).decode().strip('"')
+        if isinstance(value, bool)
+        else str(value)
         for name, value in msgspec.structs.asdict(settings).items()
     }
 

@@ -268,12 +268,12 @@ class VersionStatus(msgspec.Struct, frozen=True):
 
     model: str
     version: str
-    device: str
-    providers: tuple[str, ...]
-    inline: bool
-    load_seconds: float
-    warmup_seconds: float
-    run_seconds: float
+    device: str = ""
+    providers: tuple[str, ...] = ()
+    inline: bool = False
+    load_seconds: float = 0.0
+    warmup_seconds: float = 0.0
+    run_seconds: float = 0.0
     error: str | None = None
 
 
@@ -323,9 +323,13 @@ def check_name(kind: str, name: object) -> str:
         raise InvalidName(f"{kind} must be a string, not {type(name).__name__}")
     shown = name if len(name) <= 60 else name[:60] + "…"
     if not name or name != name.strip() or name in {".", ".."}:
-        raise InvalidName(f"{kind} {shown!r}: expected a name without spaces at its ends that is not '.' or '..'")
+        raise InvalidName(
+            f"{kind} {shown!r}: expected a name without spaces at its ends that is not '.' or '..'"
+        )
     if any(unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} for character in name):
         raise InvalidName(f"{kind} {shown!r}: control characters are not allowed")
     if len(name.encode()) > MAX_NAME_BYTES:
-        raise InvalidName(f"{kind} {shown!r}: expected at most {MAX_NAME_BYTES} bytes, found {len(name.encode())}")
+        raise InvalidName(
+            f"{kind} {shown!r}: expected at most {MAX_NAME_BYTES} bytes, found {len(name.encode())}"
+        )
     return name

@@ -1,30 +1,30 @@
 """The one tree of exceptions; each class carries its HTTP `status` and its stable `code`.
 
-    TurnoutError                    500 internal
-    ├── InvalidRequest              400 invalid_request
-    │   ├── InvalidName             400 invalid_name
-    │   ├── InvalidSplit            400 invalid_split
-    │   ├── InvalidFeatures         400 invalid_features
-    │   └── InvalidDocument         400 invalid_document
-    ├── NotFound                    404 not_found
-    │   ├── ModelNotFound           404 model_not_found
-    │   ├── VersionNotFound         404 version_not_found
-    │   ├── TestNotFound            404 test_not_found
-    │   └── NoActiveVersion         404 no_active_version
-    ├── Conflict                    409 conflict
-    │   ├── VersionExists           409 version_exists
-    │   ├── VersionInUse            409 version_in_use
-    │   ├── ImportConflict          409 import_conflict
-    │   └── NotReady                409 version_not_ready
-    ├── RevisionConflict            412 revision_conflict
-    ├── PayloadTooLarge             413 payload_too_large
-    ├── UnsupportedMediaType        415 unsupported_media_type
-    ├── InvalidModel                422 invalid_model
-    ├── TooManyRequests             429 too_many_requests
-    ├── PredictionFailed            500 prediction_failed
-    ├── DeviceUnavailable           503 device_unavailable
-    ├── VersionNotLoaded            503 version_not_loaded
-    └── StorageError                507 storage_error
+TurnoutError                    500 internal
+├── InvalidRequest              400 invalid_request
+│   ├── InvalidName             400 invalid_name
+│   ├── InvalidSplit            400 invalid_split
+│   ├── InvalidFeatures         400 invalid_features
+│   └── InvalidDocument         400 invalid_document
+├── NotFound                    404 not_found
+│   ├── ModelNotFound           404 model_not_found
+│   ├── VersionNotFound         404 version_not_found
+│   ├── TestNotFound            404 test_not_found
+│   └── NoActiveVersion         404 no_active_version
+├── Conflict                    409 conflict
+│   ├── VersionExists           409 version_exists
+│   ├── VersionInUse            409 version_in_use
+│   ├── ImportConflict          409 import_conflict
+│   └── NotReady                409 version_not_ready
+├── RevisionConflict            412 revision_conflict
+├── PayloadTooLarge             413 payload_too_large
+├── UnsupportedMediaType        415 unsupported_media_type
+├── InvalidModel                422 invalid_model
+├── TooManyRequests             429 too_many_requests
+├── PredictionFailed            500 prediction_failed
+├── DeviceUnavailable           503 device_unavailable
+├── VersionNotLoaded            503 version_not_loaded
+└── StorageError                507 storage_error
 """
 
 from __future__ import annotations
@@ -207,3 +207,16 @@ class StorageError(TurnoutError):
 
     status = 507
     code = "storage_error"
+
+
+def problem(error: TurnoutError) -> dict[str, str | int]:
+    """The error as a problem document (RFC 9457, section 3.1), with our `code` and, where known, the place."""
+    place = {"row": error.row, "feature": error.feature, "position": error.position}
+    return {
+        "type": f"urn:turnout:error:{error.code}",
+        "title": error.code.replace("_", " ").capitalize(),
+        "status": error.status,
+        "detail": error.detail,
+        "code": error.code,
+        **{key: value for key, value in place.items() if value is not None},
+    }

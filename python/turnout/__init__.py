@@ -1,0 +1,56 @@
+"""Turnout serves versioned ONNX models and decides, for every prediction, which version answers it.
+
+hub = turnout.open("./data")
+hub.register_version("churn", "v1.0", "churn-v1.0.onnx", features=["totalSpent", "accountAge"])
+hub.activate_version("churn", "v1.0", reason="first release")
+hub.predict("churn", {"totalSpent": 12.5, "accountAge": 90}, entity_id="user-123")
+"""
+
+from turnout import errors
+from turnout.config import Settings
+from turnout.domain import (
+    Arm,
+    Assignment,
+    AuditEvent,
+    Change,
+    Comparison,
+    Deployment,
+    Distribution,
+    Feature,
+    History,
+    Model,
+    Prediction,
+    SessionOptions,
+    Signature,
+    Status,
+    Test,
+    Version,
+)
+from turnout.errors import TurnoutError
+from turnout.service import VERSION as __version__
+from turnout.service import Turnout, open  # noqa: A004
+
+__all__ = [
+    "Arm",
+    "Assignment",
+    "AuditEvent",
+    "Change",
+    "Comparison",
+    "Deployment",
+    "Distribution",
+    "Feature",
+    "History",
+    "Model",
+    "Prediction",
+    "SessionOptions",
+    "Settings",
+    "Signature",
+    "Status",
+    "Test",
+    "Turnout",
+    "TurnoutError",
+    "Version",
+    "__version__",
+    "errors",
+    "open",
+]

@@ -1,0 +1,175 @@
+"""The snapshot that a process serves from, and how it moves to the next generation: load first, then switch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+
+from turnout.artifacts import Artifacts
+from turnout.config import Settings
+from turnout.domain import Version, VersionStatus
+from turnout.engine import Engine, Session
+from turnout.errors import TurnoutError
+from turnout.log import log
+from turnout.registry import Registry
+from turnout.router import EMPTY, Lane, Serving, Snapshot, plan_of
+from turnout.sessions import Sessions, key_of
+
+
+class Live:
+    """Three views: `latest` as read from the registry, `snapshot` as served, and the sessions behind them.
+
+    An eager process (a server's worker) serves the old snapshot until every version that requests may reach is
+    loaded. A lazy one (a notebook) switches at once and loads a version when it is first needed.
+    """
+
+    def __init__(self, registry: Registry, artifacts: Artifacts, settings: Settings, *, eager: bool) -> None:
+        self._registry = registry
+        self._artifacts = artifacts
+        self._engine = Engine(
+            settings.device, settings.intra_op_threads, settings.spinning, settings.inline_seconds
+        )
+        self._eager = eager
+        self.sessions = Sessions(self._load, on_demand=settings.on_demand_versions)
+        self.snapshot: Snapshot = EMPTY
+        self.latest: Snapshot = EMPTY
+        self.failing = False
+        self.served_generation = 0
+        self._noticed = -1
+        self._staged: dict[str, Version] = {}
+        self._refreshing = threading.Lock()
+        self._preloading = threading.Lock()
+
+    def current(self) -> Snapshot:
+        """The snapshot to serve a request from. Costs one load from shared memory when nothing has changed."""
+        if self._registry.beacon[0] != self._noticed:
+            self.refresh()
+        return self.snapshot
+
+    def stale(self) -> bool:
+        """Whether the registry has moved on; asks the database itself, should the shared memory be lost."""
+        return (
+            self._registry.beacon[0] != self._noticed or self._registry.generation() != self.latest.generation
+        )
+
+    def refresh(self) -> None:
+        """Read what changed and switch to it: at once where it is loaded or may load later, else after loading."""
+        with self._refreshing:
+            noticed = self._registry.beacon[0]
+            self.latest = self._read()
+            self._noticed = noticed
+            if not self._eager or self._missing(self.latest, routable_only=True) == []:
+                self._install(self.latest)
+                return
+        threading.Thread(target=self.preload, name="turnout-load", daemon=True).start()
+
+    def preload(self) -> None:
+        """Load what the latest generation wants and switch to it. Models that cannot load keep their old serving."""
+        with self._preloading:
+            while True:
+                target = self.latest
+                failed = self._load_missing(target)
+                with self._refreshing:
+                    if self.latest is not target:
+                        continue
+                    self.failing = bool(failed)
+                    self._install(target, failed)
+                    break
+        self.trim()
+
+    def trim(self) -> None:
+        """Drop the sessions that nothing wants any more."""
+        servings = [*self.snapshot.models.values(), *self.latest.models.values()]
+        self.sessions.keep(serving.version(label) for serving in servings for label in serving.wanted)
+
+    def session(self, lane: Lane) -> Session:
+        """The session of a lane, loaded now where it is not."""
+        return self.sessions.get(lane.key) or self.sessions.load(lane.version)
+
+    def stage(self, token: str, model: str, label: str) -> None:
+        """Load a version that a change is about to make routable, and hold it until `unstage`."""
+        version = self._registry.version(model, label)
+        if version is not None:
+            self.sessions.stage(version)
+            self._staged[token] = version
+
+    def unstage(self, token: str) -> None:
+        """The change has been made or given up."""
+        version = self._staged.pop(token, None)
+        if version is not None:
+            self.sessions.unstage(version)
+
+    def statuses(self) -> tuple[VersionStatus, ...]:
+        """Every version of the snapshot that is loaded, or could not be."""
+        return tuple(
+            status
+            for serving in self.snapshot.models.values()
+            for lane in serving.lanes
+            if (status := self._status(serving.name, lane)) is not None
+        )
+
+    def _status(self, model: str, lane: Lane) -> VersionStatus | None:
+        session = self.sessions.get(lane.key)
+        if session is not None:
+            return VersionStatus(
+                model=model,
+                version=lane.label,
+                device=session.device,
+                providers=tuple(session.providers),
+                inline=session.inline,
+                load_seconds=session.load_seconds,
+                warmup_seconds=session.warmup_seconds,
+                run_seconds=session.run_seconds,
+            )
+        error = self.sessions.failures.get(lane.key)
+        return None if error is None else VersionStatus(model=model, version=lane.label, error=str(error))
+
+    def _load(self, version: Version) -> Session:
+        session = self._engine.load(self._artifacts.verify(version.artifact), version)
+        log(
+            "info",
+            "version_loaded",
+            model=version.model,
+            version=version.version,
+            device=session.device,
+            load_seconds=session.load_seconds,
+            run_seconds=session.run_seconds,
+        )
+        return session
+
+    def _read(self) -> Snapshot:
+        fresh = self._registry.snapshot(self.latest.revisions())
+        models: dict[str, Serving] = {
+            name: serving for name, serving in self.latest.models.items() if name in fresh.names
+        }
+        for record in fresh.records:
+            models[record.model.name] = Serving(record, plan_of, key_of)
+        return Snapshot(fresh.generation, models)
+
+    def _missing(self, snapshot: Snapshot, *, routable_only: bool) -> list[tuple[Serving, Version]]:
+        return [
+            (serving, serving.version(label))
+            for serving in snapshot.models.values()
+            for label in (serving.routable if routable_only else serving.wanted)
+            if self.sessions.get(serving.lanes[serving.index[label]].key) is None
+        ]
+
+    def _load_missing(self, snapshot: Snapshot) -> frozenset[str]:
+        """Load everything wanted; the names of the models of which a version that requests may reach cannot."""
+        failed: set[str] = set()
+        for serving, version in self._missing(snapshot, routable_only=False):
+            try:
+                self.sessions.load(version)
+            except TurnoutError as error:
+                log("error", "load_failed", model=serving.name, version=version.version, detail=str(error))
+                if version.version in serving.routable:
+                    failed.add(serving.name)
+        return frozenset(failed)
+
+    def _install(self, snapshot: Snapshot, failed: Iterable[str] = ()) -> None:
+        kept: Mapping[str, Serving] = {
+            name: self.snapshot.models[name] for name in failed if name in self.snapshot.models
+        }
+        self.snapshot = Snapshot(snapshot.generation, {**snapshot.models, **kept}) if kept else snapshot
+        if not failed:
+            self.served_generation = snapshot.generation

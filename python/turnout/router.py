@@ -1,0 +1,254 @@
+"""Which version answers, and why. Pure: everything here is computed from records, never read from a database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from turnout import _core
+from turnout.domain import REASONS, Assignment, Model, Runs, Test, Version
+from turnout.errors import InvalidRequest, ModelNotFound, NoActiveVersion, VersionNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Ids = Sequence[str | int] | NDArray[Any]
+
+NUMPY_TYPES = {"float": "float32", "double": "float64", "string": "object"}
+"""Names of ONNX element types that differ from NumPy's."""
+
+
+class ModelRecord(NamedTuple):
+    """All that the registry knows of one model that routing needs."""
+
+    model: Model
+    versions: Mapping[str, Version]
+    test: Test | None
+    runs: Runs | None
+    overrides: Mapping[str, str]
+
+
+class Lane:
+    """One version of a serving: the key of its session, and its statistics by index into REASONS, made at first use."""
+
+    __slots__ = ("key", "label", "series", "version")
+
+    def __init__(self, version: Version, key: str) -> None:
+        self.version = version
+        self.label = version.version
+        self.key = key
+        self.series: list[_core.Series | None] = [None] * len(REASONS)
+
+
+class Serving:
+    """One model, ready to route: a lane for each of its versions, and the compiled route over them."""
+
+    __slots__ = (
+        "active_lane",
+        "index",
+        "labels",
+        "lanes",
+        "record",
+        "routable",
+        "routable_lanes",
+        "route",
+        "split",
+        "wanted",
+    )
+
+    def __init__(
+        self,
+        record: ModelRecord,
+        plan: Callable[[Version], _core.VersionPlan | None],
+        key: Callable[[Version], str],
+    ) -> None:
+        self.record = record
+        self.lanes = tuple(Lane(version, key(version)) for version in record.versions.values())
+        self.labels = tuple(record.versions)
+        self.index = {label: position for position, label in enumerate(self.labels)}
+        self.split = None
+        if record.test is not None and record.runs is not None:
+            self.split = _core.Split(_core.Ledger.from_runs(record.runs), record.test.salt)
+        active = record.model.active
+        self.route = _core.Route(
+            record.model.name,
+            [plan(version) for version in record.versions.values()],
+            self.labels,
+            None if active is None else self.index[active],
+            self.split,
+            [self.index[arm] for arm in self.split.arms] if self.split else [],
+            {entity: self.index[label] for entity, label in record.overrides.items()},
+            sorted(
+                {feature.name for version in record.versions.values() for feature in version.features} - {""}
+            ),
+        )
+        self.routable = frozenset(routable(record))
+        self.routable_lanes = tuple(self.lanes[self.index[label]] for label in sorted(self.routable))
+        self.active_lane = None if active is None else self.lanes[self.index[active]]
+        self.wanted = self.routable | set(record.model.former)
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.record.model.name
+
+    @property
+    def scope(self) -> str:
+        """Names the running split in the statistics: test id and revision."""
+        test = self.record.test
+        return "" if test is None else f"{test.id}/{test.revision}"
+
+    def position(self, label: str) -> int:
+        """The index of the version with this label. Raises VersionNotFound."""
+        try:
+            return self.index[label]
+        except KeyError:
+            raise VersionNotFound(f"Version {label} not found for model {self.name}") from None
+
+    def version(self, label: str) -> Version:
+        """The version with this label. Raises VersionNotFound."""
+        return self.lanes[self.position(label)].version
+
+    def assign(self, entity: str | int) -> Assignment:
+        """Route an entity. Raises NoActiveVersion where nothing could answer it."""
+        position, reason, slot = self.route.assign(check_entity(entity))
+        test = self.record.test
+        return Assignment(
+            model=self.name,
+            entity_id=str(entity),
+            version=self.labels[position],
+            reason=REASONS[reason],
+            slot=slot,
+            test_id=test.id if test else None,
+            test_revision=test.revision if test else None,
+            weights=test.weights if test else {},
+        )
+
+    def assign_many(self, ids: Ids) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+        """Route many entities: for each an index into the names that are returned beside."""
+        if self.split is None:
+            if self.record.model.active is None:
+                raise NoActiveVersion(f"model {self.name} has no active version")
+            names = [self.record.model.active]
+            indices = np.zeros(len(ids), np.uint8)
+        else:
+            names = list(self.split.arms)
+            indices = assign_ids(self.split, ids)
+        if self.record.overrides:
+            self._override(indices, names, ids)
+        return indices, tuple(names)
+
+    def _override(self, indices: NDArray[np.uint8], names: list[str], ids: Ids) -> None:
+        overrides = self.record.overrides
+        for row, entity in enumerate(_as_list(ids)):
+            label = overrides.get(str(entity))
+            if label is not None:
+                if label not in names:
+                    names.append(label)
+                indices[row] = names.index(label)
+
+
+class Snapshot(NamedTuple):
+    """The immutable view that a process serves from: a generation of the registry, compiled."""
+
+    generation: int
+    models: Mapping[str, Serving]
+
+    def serving(self, model: str) -> Serving:
+        """The model with this name. Raises ModelNotFound."""
+        try:
+            return self.models[model]
+        except KeyError:
+            raise ModelNotFound(f"Model {model} not found") from None
+
+    def revisions(self) -> dict[str, int]:
+        """What is known already, by model: its revision."""
+        return {name: serving.record.model.revision for name, serving in self.models.items()}
+
+
+EMPTY = Snapshot(0, {})
+
+
+def routable(record: ModelRecord) -> Iterable[str]:
+    """The versions that a request without a pinned version may reach."""
+    if record.model.active is not None:
+        yield record.model.active
+    if record.test is not None:
+        yield from (arm.version for arm in record.test.arms)
+    yield from set(record.overrides.values())
+
+
+def plan_of(version: Version) -> _core.VersionPlan | None:
+    """How the version's features are packed; None where it takes free tensors."""
+    signature = version.signature
+    if signature.layout == "tensors":
+        return None
+    return _core.VersionPlan(
+        version.version,
+        signature.layout,
+        [NUMPY_TYPES.get(tensor.dtype, tensor.dtype) for tensor in signature.inputs],
+        [(f.name, f.type, f.values, f.default, f.nullable) for f in version.features],
+        [tensor.name for tensor in signature.outputs],
+    )
+
+
+def check_entity(entity: object) -> str | int:
+    """Return an entity id that can be hashed: a string or an integer (not a bool), NumPy's too."""
+    if isinstance(entity, np.integer):
+        return int(entity)
+    if isinstance(entity, str | int) and not isinstance(entity, bool):
+        return entity
+    raise InvalidRequest(f"an entity id is a string or an integer, found {type(entity).__name__}")
+
+
+def assign_ids(split: _core.Split, ids: Ids) -> NDArray[np.uint8]:
+    """Arm indices for a list of ids, a NumPy array (integers or strings) or a pyarrow string or integer array.
+
+    Source of the layout of strings: Arrow columnar format, "Variable-size Binary Layout".
+    """
+    if isinstance(ids, np.ndarray):
+        return _assign_numpy(split, ids)
+    if type(ids).__module__.partition(".")[0] == "pyarrow":
+        return _assign_arrow(split, ids)
+    return split.assign_strings(_as_list(ids))
+
+
+def _assign_numpy(split: _core.Split, ids: NDArray[Any]) -> NDArray[np.uint8]:
+    if ids.ndim != 1:
+        raise InvalidRequest(f"entity ids must be one-dimensional, found shape {ids.shape}")
+    if ids.dtype.kind == "i":
+        return split.assign_integers(np.ascontiguousarray(ids, np.int64))
+    if ids.dtype.kind == "u":
+        return split.assign_integers(np.ascontiguousarray(ids, np.uint64))
+    if ids.dtype.kind in "UOT":
+        return split.assign_strings(ids.tolist())
+    raise InvalidRequest(f"entity ids must be strings or integers, found dtype {ids.dtype}")
+
+
+def _assign_arrow(split: _core.Split, ids: Any) -> NDArray[np.uint8]:  # noqa: ANN401
+    if hasattr(ids, "chunks"):
+        parts = [_assign_arrow(split, chunk) for chunk in ids.chunks]
+        return np.concatenate(parts) if parts else np.zeros(0, np.uint8)
+    if ids.null_count:
+        raise InvalidRequest(f"entity ids must not be null, found {ids.null_count} nulls")
+    kind = str(ids.type)
+    if kind not in {"string", "large_string"}:
+        return _assign_numpy(split, ids.to_numpy(zero_copy_only=False))
+    width = np.int64 if kind == "large_string" else np.int32
+    _, offsets, data = ids.buffers()
+    if not len(ids):
+        return np.zeros(0, np.uint8)
+    bounds = np.frombuffer(offsets, width)[ids.offset : ids.offset + len(ids) + 1]
+    return split.assign_utf8(
+        bounds, np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
+    )
+
+
+def _as_list(ids: Any) -> list[Any]:  # noqa: ANN401
+    if isinstance(ids, str | bytes):
+        raise InvalidRequest("entity ids must be a sequence of ids, not one string")
+    convert = getattr(ids, "to_pylist", None) or getattr(ids, "tolist", None)
+    return convert() if convert else list(ids)

@@ -1,0 +1,514 @@
+"""Turnout: registry, sessions, routing and statistics wired together. Knows no HTTP; what `turnout.open()` returns."""
+
+from __future__ import annotations
+
+import getpass
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from turnout import reports
+from turnout.artifacts import Artifacts, Staged
+from turnout.config import Settings, resolve
+from turnout.domain import (
+    Assignment,
+    AuditEvent,
+    Change,
+    Comparison,
+    Distribution,
+    Feature,
+    History,
+    Model,
+    Prediction,
+    SessionOptions,
+    Status,
+    Test,
+    Version,
+    check_name,
+    utc_now,
+)
+from turnout.engine import Probe, features_for, probe_file
+from turnout.errors import InvalidModel, InvalidRequest, NotReady
+from turnout.live import Live
+from turnout.log import log
+from turnout.prediction import Predictor
+from turnout.registry import Committed, Registry
+from turnout.router import Ids, check_entity
+from turnout.runtime import Runtime
+from turnout.telemetry import Merged, Telemetry
+from turnout.worker import Worker
+
+VERSION = "0.1.0"
+
+
+class VersionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the person who registers a version says about it; all of it may be left out."""
+
+    features: tuple[str | Feature, ...] | None = None
+    accuracy: float | None = None
+    metrics: dict[str, float] = {}
+    metadata: dict[str, Any] = {}
+    options: SessionOptions = SessionOptions()
+
+
+class Turnout:
+    """A data directory, opened: register, activate, split, predict, explain.
+
+    Every verb that writes takes `actor` (default: the user of this process), `reason`, and `revision`: the revision
+    of the model that the caller has read, against which RevisionConflict is raised if somebody was faster.
+
+    Args:
+        settings: all settings; `settings.data` is the directory, made if it is not there.
+        server: whether this process serves requests together with others. A server loads versions before it routes
+            to them; a notebook loads a version when it is first needed.
+    """
+
+    def __init__(self, settings: Settings, *, server: bool = False) -> None:
+        self.settings = settings
+        self.data = Path(settings.data).resolve()
+        self.registry = Registry(self.data, map_size=settings.map_size)
+        self.artifacts = Artifacts(self.data)
+        self.runtime = Runtime(self.data, self.registry.beacon, map_size=settings.map_size)
+        self.telemetry = Telemetry()
+        self.live = Live(self.registry, self.artifacts, settings, eager=server)
+        self.predictor = Predictor(
+            self.live, self.telemetry, fallback=settings.fallback, log_predictions=settings.log_predictions
+        )
+        self.predict_bytes = self.predictor.predict_bytes
+        self.needs_pool = self.predictor.needs_pool
+        self.pool = ThreadPoolExecutor(settings.pool_threads, thread_name_prefix="turnout-predict")
+        self._worker: Worker | None = None
+        self._local = threading.local()
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of sessions, threads and databases. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        if self._worker is not None:
+            self._worker.stop()
+        self.live.sessions.clear()
+        self.runtime.close()
+        self.registry.close()
+
+    # --- versions -----------------------------------------------------------------------------------------------
+
+    def register_version(
+        self,
+        model: str,
+        version: str,
+        path: str | Path,
+        *,
+        features: Sequence[str | Feature | Mapping[str, Any]] | None = None,
+        accuracy: float | None = None,
+        metrics: Mapping[str, float] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        options: SessionOptions | None = None,
+        actor: str | None = None,
+        reason: str = "",
+        revision: int | None = None,
+    ) -> Version:
+        """Store, probe and register a model file, or a folder or file with external data beside it.
+
+        Registering the same label with the same content again returns the version that is there.
+
+        Raises:
+            VersionExists: the label is taken by other content.
+            InvalidModel: the file cannot run, or the features do not fit its inputs.
+        """
+        spec = _converted(
+            {
+                "features": None if features is None else list(features),
+                "accuracy": accuracy,
+                "metrics": dict(metrics or {}),
+                "metadata": dict(metadata or {}),
+                "options": options or SessionOptions(),
+            }
+        )
+        check_name("model", model)
+        check_name("version", version)
+        staged = self.artifacts.stage_model(Path(path))
+        return self.register_staged(
+            model, version, staged, spec=spec, actor=actor, reason=reason, revision=revision
+        )
+
+    def register_staged(
+        self,
+        model: str,
+        version: str,
+        staged: Staged,
+        *,
+        spec: VersionSpec,
+        actor: str | None = None,
+        reason: str = "",
+        revision: int | None = None,
+    ) -> Version:
+        """Probe and register files that `artifacts` has already stored aside; they are gone if it raises."""
+        try:
+            check_name("model", model)
+            check_name("version", version)
+            probe = self._probe(staged, spec)
+            candidate = Version(
+                model=model,
+                version=version,
+                artifact=staged.artifact,
+                signature=probe.signature,
+                features=features_for(probe, spec.features),
+                created_at=utc_now(),
+                ordinal=0,
+                accuracy=spec.accuracy,
+                metrics=spec.metrics,
+                metadata=spec.metadata,
+                options=spec.options,
+            )
+            author = self._author(actor, reason, revision)
+            return self._commit(lambda: self.registry.register(candidate, staged.place, **author))
+        finally:
+            staged.discard()
+
+    def activate_version(
+        self,
+        model: str,
+        version: str,
+        *,
+        actor: str | None = None,
+        reason: str = "",
+        revision: int | None = None,
+    ) -> Version:
+        """Make a version the one that answers when no test runs; a running test goes on."""
+        author = self._author(actor, reason, revision)
+        return self._commit(lambda: self.registry.activate(model, version, **author), model, [version])
+
+    def rollback(
+        self,
+        model: str,
+        version: str | None = None,
+        *,
+        actor: str | None = None,
+        reason: str = "",
+        revision: int | None = None,
+    ) -> Version:
+        """Go back to a version, by default to the one that was active before; a running test ends."""
+        author = self._author(actor, reason, revision)
+        target = [version] if version is not None else list(self.registry.model(model).former[:1])
+        return self._commit(lambda: self.registry.rollback(model, version, **author), model, target)
+
+    def delete_version(
+        self,
+        model: str,
+        version: str,
+        *,
+        actor: str | None = None,
+        reason: str = "",
+        revision: int | None = None,
+    ) -> bool:
+        """Delete a version and, if nothing else uses them, its files. False if it is not there.
+
+        Raises VersionInUse for the active version, an arm of a running test and the target of an override.
+        """
+        author = self._author(actor, reason, revision)
+        return self._commit(lambda: self.registry.delete(model, version, **author))
+
+    def active_version(self, model: str) -> Version | None:
+        """The version that answers when no test runs."""
+        active = self.registry.model(model).active
+        return None if active is None else self.registry.version(model, active)
+
+    def get_version(self, model: str, version: str) -> Version | None:
+        """The version with this label, or None."""
+        return self.registry.version(model, version)
+
+    def list_versions(self, model: str) -> list[Version]:
+        """All versions, in order of registration."""
+        return self.registry.versions(model)
+
+    def compare_versions(self, model: str, a: str, b: str) -> Comparison:
+        """Two versions side by side: offline metrics (b minus a) and what they have answered so far."""
+        serving = self.live.current().serving(model)
+        return reports.compare(serving.version(a), serving.version(b), self.statistics())
+
+    def version_history(self, model: str) -> History:
+        """What happened to a model, and why."""
+        return self.registry.history(model)
+
+    def model(self, model: str) -> Model:
+        """The head of a model. Raises ModelNotFound."""
+        return self.registry.model(model)
+
+    def models(self) -> list[Model]:
+        """The heads of all models, by name."""
+        return self.registry.models()
+
+    # --- tests --------------------------------------------------------------------------------------------------
+
+    def configure_test(
+        self,
+        model: str,
+        weights: Mapping[str, float],
+        salt: str | None = None,
+        *,
+        actor: str | None = None,
+        reason: str = "",
+        revision: int | None = None,
+    ) -> Test:
+        """Start a test, or move a running one to new weights with the fewest entities changing their arm.
+
+        Raises InvalidSplit unless the weights are at least 0 and sum to 1 within 0.001.
+        """
+        author = self._author(actor, reason, revision)
+        return self._commit(
+            lambda: self.registry.configure_test(model, dict(weights), salt, **author), model, list(weights)
+        )
+
+    def get_test(self, model: str) -> Test | None:
+        """The running test, or None."""
+        return self.registry.test(model)
+
+    def list_tests(self, model: str) -> list[Test]:
+        """Every test that the model has had, oldest first."""
+        return self.registry.tests(model)
+
+    def promote_winner(
+        self,
+        model: str,
+        version: str,
+        *,
+        actor: str | None = None,
+        reason: str = "",
+        revision: int | None = None,
+    ) -> Version:
+        """End the test and activate one of its arms."""
+        author = self._author(actor, reason, revision)
+        return self._commit(lambda: self.registry.promote(model, version, **author), model, [version])
+
+    def stop_test(
+        self, model: str, *, actor: str | None = None, reason: str = "", revision: int | None = None
+    ) -> Test:
+        """End the test; the active version takes all traffic."""
+        author = self._author(actor, reason, revision)
+        return self._commit(lambda: self.registry.stop_test(model, **author))
+
+    def set_override(
+        self,
+        model: str,
+        entity_id: str | int,
+        version: str,
+        *,
+        actor: str | None = None,
+        reason: str = "",
+        revision: int | None = None,
+    ) -> None:
+        """Send one entity to one version, whatever the split says; for QA and support."""
+        author = self._author(actor, reason, revision)
+        entity = str(check_entity(entity_id))
+        self._commit(lambda: self.registry.set_override(model, entity, version, **author), model, [version])
+
+    def delete_override(
+        self,
+        model: str,
+        entity_id: str | int,
+        *,
+        actor: str | None = None,
+        reason: str = "",
+        revision: int | None = None,
+    ) -> bool:
+        """Let the split decide for this entity again. False if there was no override."""
+        author = self._author(actor, reason, revision)
+        return self._commit(
+            lambda: self.registry.delete_override(model, str(check_entity(entity_id)), **author)
+        )
+
+    def overrides(self, model: str) -> dict[str, str]:
+        """Version by entity id."""
+        return self.registry.overrides(model)
+
+    # --- assignment ---------------------------------------------------------------------------------------------
+
+    def select_version(self, model: str, entity_id: str | int) -> str | None:
+        """The version that answers this entity; None where no version is active and no test runs."""
+        serving = self.live.current().serving(model)
+        if serving.record.model.active is None and serving.split is None and not serving.record.overrides:
+            return None
+        return serving.assign(entity_id).version
+
+    def assign(self, model: str, entity_id: str | int, *, at: datetime | None = None) -> Assignment:
+        """The version that answers this entity, and why; with `at` (with a time zone) the one that did then."""
+        if at is None:
+            return self.live.current().serving(model).assign(entity_id)
+        if at.tzinfo is None:
+            raise InvalidRequest(
+                f"expected a time with a zone, such as {utc_now().isoformat()}, found {at.isoformat()}"
+            )
+        return reports.assigned_at(self.registry, model, check_entity(entity_id), at)
+
+    def assign_many(self, model: str, ids: Ids) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+        """For each id an index (uint8, shape [N]) into the version names that are returned beside.
+
+        Takes a list of strings or integers, a NumPy array of either, or a pyarrow array of either.
+        """
+        return self.live.current().serving(model).assign_many(ids)
+
+    def distribution(self, model: str) -> Distribution:
+        """The split as configured, on a million synthetic ids, and in the requests so far."""
+        return reports.distribution(self.live.current().serving(model), self.statistics())
+
+    # --- prediction ---------------------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        model: str,
+        features: Mapping[str, Any] | Sequence[Any] | NDArray[Any],
+        *,
+        entity_id: str | int | None = None,
+        version: str | None = None,
+    ) -> Prediction:
+        """Route and answer one row: a mapping by feature name, or values in the order of the schema.
+
+        Raises InvalidFeatures, NoActiveVersion, PredictionFailed, and VersionNotFound for an unknown `version`.
+        """
+        entity = None if entity_id is None else check_entity(entity_id)
+        body = msgspec.json.encode({"entity_id": entity, "features": features}, enc_hook=_plain)
+        return msgspec.json.decode(self.predictor.answer(model, version, body), type=Prediction)
+
+    # --- the state of things ------------------------------------------------------------------------------------
+
+    def statistics(self) -> Merged:
+        """The statistics of this process and of all workers, merged."""
+        others = self.runtime.statistics()
+        if self._worker is not None:
+            others.pop(self._worker.id, None)
+        return Merged.from_dumps([self.telemetry.dump(), *others.values()])
+
+    def audit(self, *, model: str | None = None, after: int = 0, limit: int = 1000) -> list[AuditEvent]:
+        """Changes in their order, from the first whose sequence number is greater than `after`."""
+        return self.registry.audit(model=model, after=after, limit=limit)
+
+    def status(self) -> Status:
+        """Generation, live workers, and what each of them has loaded on which device."""
+        return Status(
+            turnout=VERSION,
+            generation=self.registry.generation(),
+            data=str(self.data),
+            models=len(self.registry.models()),
+            workers=tuple(self.runtime.workers()),
+        )
+
+    @property
+    def last_change(self) -> Change | None:
+        """Where the last change that this thread made has arrived."""
+        return getattr(self._local, "change", None)
+
+    # --- serving ------------------------------------------------------------------------------------------------
+
+    def start_worker(self) -> None:
+        """Join the workers that serve this directory: load what is wanted, then follow every change."""
+        self.live.refresh()
+        self._worker = Worker(self.live, self.runtime, self.registry, self.telemetry, self.settings)
+        self._worker.start()
+
+    def ready(self) -> bool:
+        """Whether this worker serves the present generation and is not about to stop."""
+        return self._worker is not None and self._worker.ready()
+
+    def drain(self) -> None:
+        """Say that this worker is about to stop."""
+        if self._worker is not None:
+            self._worker.drain()
+
+    # --- changes ------------------------------------------------------------------------------------------------
+
+    def _author(self, actor: str | None, reason: str, revision: int | None) -> dict[str, Any]:
+        return {"actor": actor or getpass.getuser(), "reason": reason, "revision": revision}
+
+    def _probe(self, staged: Staged, spec: VersionSpec) -> Probe:
+        return probe_file(
+            staged.model_path,
+            device=spec.options.device or self.settings.device,
+            seconds=self.settings.probe_seconds,
+            memory_bytes=self.settings.probe_memory_bytes,
+            width=None if spec.features is None else len(spec.features),
+        )
+
+    def _commit(
+        self, write: Callable[[], Committed], model: str | None = None, versions: Sequence[str] = ()
+    ) -> Any:  # noqa: ANN401
+        """Have every live worker load what the change makes routable, make it, and wait until all serve it."""
+        tokens = [] if model is None else self._stage(model, versions)
+        try:
+            committed = write()
+        finally:
+            for token in tokens:
+                self.runtime.unstage(token)
+        pending = self.runtime.wait_generation(committed.generation, self.settings.change_seconds)
+        revision = 0 if committed.model is None else committed.model.revision
+        self._local.change = Change(committed.generation, revision, pending)
+        if pending:
+            log("warning", "change_pending", generation=committed.generation, workers=pending)
+        return committed.value
+
+    def _stage(self, model: str, labels: Sequence[str]) -> list[str]:
+        tokens: list[str] = []
+        for label in labels:
+            version = self.registry.version(model, label)
+            if version is None or self.runtime.all_loaded(model, label):
+                continue
+            token = self.runtime.stage(model, label)
+            tokens.append(token)
+            self._await_staged(token, model, label)
+        return tokens
+
+    def _await_staged(self, token: str, model: str, label: str) -> None:
+        answers = self.runtime.wait_staged(token, self.settings.load_seconds)
+        failures = {worker: error for worker, error in answers.items() if error is not None}
+        if failures:
+            self.runtime.unstage(token)
+            worker, error = next(iter(failures.items()))
+            raise NotReady(
+                f"worker {worker} could not load version {label} of model {model}, nothing was changed: {error}"
+            )
+
+
+def _converted(spec: dict[str, Any]) -> VersionSpec:
+    try:
+        return msgspec.convert(spec, VersionSpec, from_attributes=True)
+    except msgspec.ValidationError as error:
+        raise InvalidModel(f"{error}") from error
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    """NumPy arrays and scalars as what JSON has."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise InvalidRequest(f"a feature is a number, a boolean, a string or null, found {type(value).__name__}")
+
+
+def open(data: str | Path | None = None, *, settings: Settings | None = None, **overrides: Any) -> Turnout:  # noqa: A001, ANN401
+    """Open a data directory, made if it is not there; a context manager.
+
+    Settings come from `settings`, else from the environment and `overrides` (see docs/settings.md).
+    """
+    if settings is None:
+        settings = resolve(flags=overrides).settings
+    elif overrides:
+        settings = msgspec.structs.replace(settings, **overrides)
+    if data is not None:
+        settings = msgspec.structs.replace(settings, data=str(data))
+    return Turnout(settings)

@@ -1,0 +1,140 @@
+"""A serving process's part in a change: load before the switch, notice it, acknowledge it, publish statistics."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from turnout.config import Settings
+from turnout.errors import TurnoutError
+from turnout.live import Live
+from turnout.log import log
+from turnout.registry import Registry
+from turnout.runtime import Runtime, StageRequest
+from turnout.telemetry import Telemetry
+
+POLL_SECONDS = 0.004
+RETRY_SECONDS = 5.0
+
+
+class Worker:
+    """A background thread beside the front end. It looks at two words of shared memory a few hundred times a second.
+
+    The front end notices a new generation by itself before it answers a request; this thread does so for a worker
+    without requests, loads what a change needs, and tells the other processes how far this one is.
+    """
+
+    def __init__(
+        self, live: Live, runtime: Runtime, registry: Registry, telemetry: Telemetry, settings: Settings
+    ) -> None:
+        self._live = live
+        self._runtime = runtime
+        self._registry = registry
+        self._telemetry = telemetry
+        self._flush_seconds = settings.flush_seconds
+        self._membership = runtime.join()
+        self._wake = threading.Event()
+        self._stopped = threading.Event()
+        self._stages: set[str] = set()
+        self._seen_stage = -1
+        self._published = -1
+        self._draining = False
+        self._thread = threading.Thread(target=self._run, name="turnout-worker", daemon=True)
+
+    @property
+    def id(self) -> str:
+        """The worker's id, as `status` shows it."""
+        return self._membership.id
+
+    def start(self) -> None:
+        """Load and warm what the present generation needs, then tell the others that this worker serves it."""
+        self._live.preload()
+        self._publish()
+        self._thread.start()
+
+    def ready(self) -> bool:
+        """Whether this worker serves the present generation and is not about to stop."""
+        live = self._live
+        return (
+            not self._draining and not live.failing and live.served_generation == self._registry.generation()
+        )
+
+    def drain(self) -> None:
+        """Tell the others that this worker is about to stop."""
+        self._draining = True
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Publish the last statistics and leave. Idempotent."""
+        if self._stopped.is_set():
+            return
+        self._stopped.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+        self._guard(self._flush)
+        self._membership.leave()
+
+    def _run(self) -> None:
+        live, beacon = self._live, self._registry.beacon
+        flush_at = retry_at = 0.0
+        while not self._stopped.is_set():
+            now = time.monotonic()
+            if live.stale():
+                self._guard(live.refresh)
+            if beacon[1] != self._seen_stage:
+                self._guard(self._stage)
+            if live.failing and now >= retry_at:
+                retry_at = now + RETRY_SECONDS
+                self._in_background(live.preload)
+            if self._wake.is_set() or live.served_generation != self._published:
+                self._wake.clear()
+                self._guard(self._publish)
+                self._guard(live.trim)
+            if now >= flush_at:
+                flush_at = now + self._flush_seconds
+                self._guard(self._flush)
+            self._wake.wait(POLL_SECONDS)
+
+    def _stage(self) -> None:
+        self._seen_stage = self._registry.beacon[1]
+        requests = {request.token: request for request in self._runtime.staged_requests()}
+        for token in self._stages - requests.keys():
+            self._live.unstage(token)
+        for token in requests.keys() - self._stages:
+            self._in_background(lambda request=requests[token]: self._load(request))
+        self._stages = set(requests)
+
+    def _load(self, request: StageRequest) -> None:
+        error = None
+        try:
+            self._live.stage(request.token, request.model, request.version)
+        except TurnoutError as failure:
+            error = str(failure)
+            log("error", "stage_failed", model=request.model, version=request.version, detail=error)
+        self._runtime.answer_stage(request.token, self.id, error)
+
+    def _publish(self) -> None:
+        generation = self._live.served_generation
+        self._membership.publish(
+            generation=generation,
+            ready=self.ready(),
+            draining=self._draining,
+            versions=self._live.statuses(),
+        )
+        self._published = generation
+
+    def _flush(self) -> None:
+        self._publish()
+        self._runtime.put_statistics(self.id, self._telemetry.dump())
+
+    def _in_background(self, work: Callable[[], None]) -> None:
+        threading.Thread(target=self._guard, args=(work,), name="turnout-load", daemon=True).start()
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        """Run one step; a fault in it is logged and must not end the thread that keeps this worker current."""
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001
+            log("error", "worker_step_failed", step=getattr(work, "__name__", "load"), detail=repr(error))

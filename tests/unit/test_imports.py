@@ -1,0 +1,83 @@
+"""Who may import whom. The direction of imports is the architecture; this test is what keeps it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "python" / "turnout"
+
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "log": set(),
+    "domain": {"errors"},
+    "config": {"errors"},
+    "store": {"errors"},
+    "artifacts": {"domain", "errors"},
+    "registry": {"_core", "domain", "errors", "router", "store"},
+    "interchange": {"artifacts", "domain", "errors", "registry"},
+    "engine": {"domain", "errors"},
+    "probe": {"domain", "engine", "errors"},
+    "router": {"_core", "domain", "errors"},
+    "sessions": {"domain", "engine", "errors"},
+    "runtime": {"domain", "errors", "store"},
+    "telemetry": {"_core", "domain", "errors", "runtime"},
+    "live": {"artifacts", "config", "domain", "engine", "errors", "log", "registry", "router", "sessions"},
+    "prediction": {"_core", "domain", "errors", "live", "log", "router", "telemetry"},
+    "worker": {"config", "errors", "live", "log", "registry", "runtime", "telemetry"},
+    "reports": {"_core", "domain", "errors", "registry", "router", "telemetry"},
+    "service": {
+        *("artifacts", "config", "domain", "engine", "errors", "interchange", "live", "log"),
+        *("prediction", "registry", "reports", "router", "runtime", "telemetry", "worker"),
+    },
+    "api": {"api", "config", "domain", "errors", "log", "service"},
+    "serve": {"api", "config", "domain", "errors", "log", "service", "store"},
+    "client": {"domain", "errors"},
+    "demo": {"client", "config", "domain", "errors", "service"},
+    "cli": {"api", "cli", "client", "config", "demo", "domain", "errors", "serve", "service"},
+    "__init__": {"config", "domain", "errors", "service"},
+    "__main__": {"cli"},
+}
+
+ONLY_IN = {"litestar": {"api"}, "onnxruntime": {"engine"}, "lmdb": {"store"}, "granian": {"serve"}}
+
+
+def modules() -> list[tuple[str, Path]]:
+    return [
+        (path.relative_to(PACKAGE).parts[0].removesuffix(".py"), path)
+        for path in sorted(PACKAGE.rglob("*.py"))
+    ]
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports, at its top or inside a function, as a dotted name."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} uses a relative import"
+            module = node.module or ""
+            names.update(f"{module}.{alias.name}" if module == "turnout" else module for alias in node.names)
+    return names
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert {"service", "router", "registry"} <= {name for name, _ in modules()}
+
+
+@pytest.mark.parametrize(("name", "path"), modules(), ids=str)
+def test_imports_point_the_right_way(name: str, path: Path) -> None:
+    assert name in ALLOWED, (
+        f"{path} has no place in the house: add it to this table, or to a file that has one"
+    )
+    ours = {dotted.split(".")[1] for dotted in imported(path) if dotted.startswith("turnout.")}
+    assert ours - {name} <= ALLOWED[name]
+
+
+@pytest.mark.parametrize(("library", "homes"), ONLY_IN.items())
+def test_a_library_has_one_home(library: str, homes: set[str]) -> None:
+    users = {name for name, path in modules() if any(i.split(".")[0] == library for i in imported(path))}
+    assert users == homes
