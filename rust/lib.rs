@@ -2,11 +2,15 @@
 //!
 //! Everything but `py` is plain Rust and is tested without Python.
 
+pub mod columns;
 pub mod encode;
 pub mod error;
 pub mod features;
 pub mod hash;
+pub mod json;
 pub mod ledger;
+pub mod nearest;
+pub mod number;
 #[cfg(feature = "python")]
 mod py;
 pub mod recorder;

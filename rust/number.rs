@@ -1,0 +1,151 @@
+//! A number as it stands in JSON, and what it is as a float or an integer, exactly.
+
+/// Powers of ten that a double holds exactly.
+const POWERS: [f64; 23] = [
+    1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20,
+    1e21, 1e22,
+];
+
+/// Integers up to here are exact in a double.
+const EXACT: u64 = 1 << 53;
+
+/// A number that was found to be one of JSON: `digits * 10^exponent`, the digits in `mantissa` unless they overflow it.
+#[derive(Debug, Clone, Copy)]
+pub struct Number<'a> {
+    text: &'a str,
+    mantissa: u64,
+    exponent: i64,
+    negative: bool,
+    overflow: bool,
+    integral: bool,
+}
+
+/// Digits read one after another: their value, how many bytes, and whether the value is too large for 64 bits.
+struct Digits {
+    mantissa: u64,
+    end: usize,
+    overflow: bool,
+}
+
+#[inline]
+fn digits(bytes: &[u8], start: usize, mantissa: u64, overflow: bool) -> Digits {
+    let mut all = Digits { mantissa, end: start, overflow };
+    while let Some(digit) = bytes.get(all.end).map(|byte| byte.wrapping_sub(b'0')).filter(|&digit| digit < 10) {
+        // below a tenth of the largest value (nearly always) one more digit always fits
+        if all.mantissa < u64::MAX / 10 {
+            all.mantissa = all.mantissa * 10 + u64::from(digit);
+        } else {
+            all.overflow = true;
+        }
+        all.end += 1;
+    }
+    all
+}
+
+impl<'a> Number<'a> {
+    /// Read a number at the beginning of a text, and say how many bytes it has.
+    ///
+    /// # Errors
+    /// What was expected, where it is no number of JSON.
+    #[inline]
+    pub fn scan(text: &'a str) -> Result<(Self, usize), &'static str> {
+        let bytes = text.as_bytes();
+        let negative = bytes.first() == Some(&b'-');
+        let start = usize::from(negative);
+        let mut all = digits(bytes, start, 0, false);
+        match all.end - start {
+            0 => return Err("expected a number"),
+            2.. if bytes[start] == b'0' => return Err("expected a number without leading zeros"),
+            _ => {}
+        }
+        let mut exponent = 0;
+        let integer_end = all.end;
+        if bytes.get(all.end) == Some(&b'.') {
+            let fraction = all.end + 1;
+            all = digits(bytes, fraction, all.mantissa, all.overflow);
+            if all.end == fraction {
+                return Err("expected digits after the decimal point");
+            }
+            exponent = -length(all.end - fraction);
+        }
+        let mut end = all.end;
+        if matches!(bytes.get(end), Some(b'e' | b'E')) {
+            let (power, after) = power(bytes, end + 1)?;
+            exponent = power.saturating_add(exponent);
+            end = after;
+        }
+        let integral = end == integer_end;
+        let text = &text[..end];
+        Ok((Self { text, mantissa: all.mantissa, exponent, negative, overflow: all.overflow, integral }, end))
+    }
+
+    /// The number as it was written.
+    #[must_use]
+    pub fn text(&self) -> &'a str {
+        self.text
+    }
+
+    /// Whether it was written without fraction and exponent.
+    #[must_use]
+    pub fn is_integral(&self) -> bool {
+        self.integral
+    }
+
+    /// The nearest double; infinite where it is too large.
+    #[must_use]
+    #[inline]
+    #[allow(clippy::cast_precision_loss, reason = "checked to be exact")]
+    pub fn to_f64(&self) -> f64 {
+        // Clinger's fast path: two exact operands, so one rounding
+        if self.mantissa <= EXACT && !self.overflow && self.exponent.unsigned_abs() < 23 {
+            let power = POWERS[usize::try_from(self.exponent.unsigned_abs()).unwrap_or_default()];
+            let value = self.mantissa as f64;
+            let value = if self.exponent < 0 { value / power } else { value * power };
+            return if self.negative { -value } else { value };
+        }
+        fast_float2::parse(self.text).unwrap_or(f64::NAN)
+    }
+
+    /// The integer that it is exactly, however it was written; None where it is none, or too large for 64 bits.
+    #[must_use]
+    #[inline]
+    pub fn to_i64(&self) -> Option<i64> {
+        let magnitude = if self.integral && !self.overflow { self.mantissa } else { self.whole()? };
+        let value = i128::from(magnitude);
+        i64::try_from(if self.negative { -value } else { value }).ok()
+    }
+
+    /// The magnitude of a number with fraction, exponent or many digits, if it is whole and has at most 19 digits.
+    #[cold]
+    fn whole(&self) -> Option<u64> {
+        let written = self.text.split(['e', 'E']).next().unwrap_or_default();
+        let all: Vec<u8> = written.bytes().filter(u8::is_ascii_digit).collect();
+        let Some(first) = all.iter().position(|&digit| digit != b'0') else { return Some(0) };
+        let last = all.iter().rposition(|&digit| digit != b'0').unwrap_or(first);
+        let exponent = self.exponent.saturating_add(length(all.len() - 1 - last));
+        let zeros = usize::try_from(exponent).ok()?;
+        if last - first + 1 + zeros.min(20) > 19 {
+            return None;
+        }
+        let value = all[first..=last].iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0'));
+        Some(value * 10_u64.pow(u32::try_from(zeros).ok()?))
+    }
+}
+
+/// A length as a summand of an exponent.
+fn length(bytes: usize) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// The exponent after `e`, clamped far outside of what doubles hold, and where it ends.
+#[cold]
+fn power(bytes: &[u8], start: usize) -> Result<(i64, usize), &'static str> {
+    let negative = bytes.get(start) == Some(&b'-');
+    let first = start + usize::from(matches!(bytes.get(start), Some(b'+' | b'-')));
+    let all = digits(bytes, first, 0, false);
+    if all.end == first {
+        return Err("expected digits in the exponent");
+    }
+    let value = if all.overflow { i64::MAX / 2 } else { i64::try_from(all.mantissa).unwrap_or(i64::MAX / 2) };
+    Ok((if negative { -value } else { value }, all.end))
+}

@@ -1,0 +1,341 @@
+//! All that one model needs on the way of a prediction: which version answers, its inputs, and the answer's bytes.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+use crate::columns::Column;
+use crate::encode::{Answer, Envelope};
+use crate::error::{Error, ErrorKind, Result};
+use crate::features::{Names, Schema, number};
+use crate::hash::SLOTS;
+use crate::json::{Reader, shorten};
+use crate::ledger::Split;
+
+/// Why a version answers, in the order of `turnout.domain.REASONS`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Reason {
+    /// It is the active one.
+    Active,
+    /// A test gave it the entity.
+    Test,
+    /// An override names it.
+    Override,
+    /// The request names it.
+    Pinned,
+    /// A test drew it for a request without an entity.
+    Random,
+    /// The version that should have answered failed.
+    Fallback,
+}
+
+impl Reason {
+    /// The reason at an index of `turnout.domain.REASONS`.
+    #[must_use]
+    pub fn from_index(index: usize) -> Option<Self> {
+        [Self::Active, Self::Test, Self::Override, Self::Pinned, Self::Random, Self::Fallback].get(index).copied()
+    }
+
+    /// The word for it in an answer.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Test => "test",
+            Self::Override => "override",
+            Self::Pinned => "pinned",
+            Self::Random => "random",
+            Self::Fallback => "fallback",
+        }
+    }
+}
+
+/// How one version reads features and writes outputs.
+#[derive(Debug)]
+pub struct Plan {
+    /// How its features are packed.
+    pub schema: Schema,
+    /// The names of its outputs.
+    pub outputs: Vec<String>,
+}
+
+/// The version that answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Choice {
+    /// Its index.
+    pub version: usize,
+    /// Why it does.
+    pub reason: Reason,
+    /// The slot, where a test decided.
+    pub slot: Option<u32>,
+}
+
+/// A model's versions and what decides between them.
+#[derive(Debug)]
+pub struct Route {
+    model: String,
+    versions: Vec<Version>,
+    active: Option<usize>,
+    split: Option<Arc<Split>>,
+    arms: Vec<usize>,
+    overrides: HashMap<Box<str>, usize>,
+    known: Names,
+    /// Mixed into prediction ids: a forked process inherits the generator, but makes its own routes.
+    seed: u128,
+}
+
+#[derive(Debug)]
+struct Version {
+    label: String,
+    /// None where it takes free tensors.
+    plan: Option<Arc<Plan>>,
+    envelope: Envelope,
+}
+
+/// A request that was read: who answers it, and with which inputs.
+#[derive(Debug)]
+pub struct Prepared<'a> {
+    /// The version that answers.
+    pub choice: Choice,
+    /// Its inputs in the order of the graph.
+    pub columns: Vec<Column<'a>>,
+    /// Values of a row in each input.
+    pub width: usize,
+}
+
+/// What decides between versions, as plain data.
+#[derive(Debug, Default)]
+pub struct Rules {
+    /// Index of the active version.
+    pub active: Option<usize>,
+    /// The running test.
+    pub split: Option<Arc<Split>>,
+    /// For each arm of the test the index of its version.
+    pub arms: Vec<usize>,
+    /// Index of a version by entity id.
+    pub overrides: HashMap<Box<str>, usize>,
+}
+
+/// The fields of a request as far as they were read.
+#[derive(Debug, Default)]
+struct Request<'a> {
+    entity: Entity<'a>,
+    features: Features<'a>,
+}
+
+#[derive(Debug, Default)]
+enum Entity<'a> {
+    #[default]
+    Absent,
+    Null,
+    Id(Cow<'a, str>),
+}
+
+impl Entity<'_> {
+    fn id(&self) -> Option<&str> {
+        if let Self::Id(id) = self { Some(id) } else { None }
+    }
+}
+
+#[derive(Debug, Default)]
+enum Features<'a> {
+    #[default]
+    Absent,
+    /// Not packed before the entity is known: where they begin.
+    At(usize),
+    Packed(Prepared<'a>),
+}
+
+impl Route {
+    /// Compile a route over versions with their labels.
+    ///
+    /// # Errors
+    /// With a sentence, where an index leaves the versions, or the arms are not those of the split.
+    pub fn new(
+        model: &str,
+        versions: Vec<(String, Option<Arc<Plan>>)>,
+        rules: Rules,
+        known: &[String],
+    ) -> std::result::Result<Self, String> {
+        let arms = rules.split.as_ref().map_or(0, |split| split.arms().len());
+        if rules.arms.len() != arms {
+            return Err(format!("expected an index for each of {arms} arms, found {}", rules.arms.len()));
+        }
+        let mut indices = rules.active.iter().chain(&rules.arms).chain(rules.overrides.values());
+        if let Some(index) = indices.find(|&&index| index >= versions.len()) {
+            return Err(format!("index {index} is not one of {} versions", versions.len()));
+        }
+        let versions = versions.into_iter().map(|(label, plan)| {
+            let outputs = plan.as_ref().map(|plan| plan.outputs.as_slice()).unwrap_or_default();
+            let envelope = Envelope::new(model, &label, outputs);
+            Version { label, plan, envelope }
+        });
+        Ok(Self {
+            model: model.to_owned(),
+            versions: versions.collect(),
+            active: rules.active,
+            split: rules.split,
+            arms: rules.arms,
+            overrides: rules.overrides,
+            known: number(known.iter().map(String::as_str)),
+            seed: seed(),
+        })
+    }
+
+    /// Number of versions.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.versions.len()
+    }
+
+    /// Whether there are no versions.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.versions.is_empty()
+    }
+
+    /// Which version answers an entity, or a request without one: override, then test, then active version.
+    ///
+    /// # Errors
+    /// Where there is none of these.
+    #[inline]
+    pub fn assign(&self, entity: Option<&str>) -> Result<Choice> {
+        if !self.overrides.is_empty()
+            && let Some(&version) = entity.and_then(|entity| self.overrides.get(entity))
+        {
+            return Ok(Choice { version, reason: Reason::Override, slot: None });
+        }
+        if let Some(split) = &self.split {
+            let (arm, slot, reason) = if let Some(entity) = entity {
+                let (arm, slot) = split.assign(entity);
+                (arm, slot, Reason::Test)
+            } else {
+                let slot = fastrand::u32(..SLOTS);
+                (split.owner(slot), slot, Reason::Random)
+            };
+            if let Some(&version) = self.arms.get(usize::from(arm)) {
+                return Ok(Choice { version, reason, slot: Some(slot) });
+            }
+        }
+        match self.active {
+            Some(version) => Ok(Choice { version, reason: Reason::Active, slot: None }),
+            None => Err(ErrorKind::NoActiveVersion(self.model.clone()).into()),
+        }
+    }
+
+    /// Read a request, route it, and pack its features for the version that answers, or that is pinned.
+    ///
+    /// # Errors
+    /// At the first fault in the body, or where nothing could answer it.
+    pub fn prepare<'a>(&'a self, body: &'a [u8], pinned: Option<usize>) -> Result<Prepared<'a>> {
+        let mut reader = Reader::new(body)?;
+        let request = self.read(&mut reader, pinned)?;
+        match request.features {
+            Features::Packed(prepared) => Ok(prepared),
+            Features::At(start) => {
+                let choice = self.choose(request.entity.id(), pinned)?;
+                self.pack(&mut reader.from_position(start), choice)
+            }
+            Features::Absent => Err(ErrorKind::MissingFeatures.into()),
+        }
+    }
+
+    fn read<'a>(&'a self, reader: &mut Reader<'a>, pinned: Option<usize>) -> Result<Request<'a>> {
+        let mut request = Request::default();
+        reader.require(b'{', "expected an object with \"features\"")?;
+        let mut more = reader.first(b'}');
+        while more {
+            reader.peek();
+            let start = reader.position();
+            let key = reader.key()?;
+            match &*key {
+                "entity_id" if matches!(request.entity, Entity::Absent) => {
+                    request.entity = entity(reader)?;
+                }
+                "features" if matches!(request.features, Features::Absent) => {
+                    request.features = self.features(reader, &request.entity, pinned)?;
+                }
+                "entity_id" | "features" => {
+                    return Err(Error::at(ErrorKind::DuplicateKey(key.into_owned()), start));
+                }
+                _ => return Err(Error::at(ErrorKind::UnknownField(shorten(&key)), start)),
+            }
+            more = reader.more(b'}')?;
+        }
+        reader.end()?;
+        Ok(request)
+    }
+
+    /// Pack the features that stand next, or skip them where an entity id that may yet come would decide.
+    fn features<'a>(
+        &'a self,
+        reader: &mut Reader<'a>,
+        entity: &Entity<'a>,
+        pinned: Option<usize>,
+    ) -> Result<Features<'a>> {
+        let settled = pinned.is_some() || (self.split.is_none() && self.overrides.is_empty());
+        if matches!(entity, Entity::Absent) && !settled {
+            reader.peek();
+            let start = reader.position();
+            reader.skip()?;
+            return Ok(Features::At(start));
+        }
+        let choice = self.choose(entity.id(), pinned)?;
+        self.pack(reader, choice).map(Features::Packed)
+    }
+
+    fn choose(&self, entity: Option<&str>, pinned: Option<usize>) -> Result<Choice> {
+        match pinned {
+            Some(version) => Ok(Choice { version, reason: Reason::Pinned, slot: None }),
+            None => self.assign(entity),
+        }
+    }
+
+    fn pack<'a>(&'a self, reader: &mut Reader<'a>, choice: Choice) -> Result<Prepared<'a>> {
+        let version = self.versions.get(choice.version);
+        let Some(plan) = version.and_then(|version| version.plan.as_ref()) else {
+            let label = version.map(|version| version.label.clone()).unwrap_or_default();
+            return Err(ErrorKind::FreeTensors(label).into());
+        };
+        let mut rows = plan.schema.rows(1);
+        plan.schema.pack(reader, &self.known, &mut rows)?;
+        Ok(Prepared { choice, columns: rows.columns, width: plan.schema.width() })
+    }
+
+    /// Begin the answer of a version; None where there is no such version.
+    #[must_use]
+    pub fn answer(&self, version: usize, reason: Reason) -> Option<Answer<'_>> {
+        let random = fastrand::u128(..) ^ self.seed;
+        self.versions.get(version).map(|version| version.envelope.answer(reason.name(), random))
+    }
+}
+
+/// Read an entity id: a string, an integer as its decimal text, or null.
+fn entity<'a>(reader: &mut Reader<'a>) -> Result<Entity<'a>> {
+    const EXPECTED: &str = "expected an entity id that is a string, an integer or null";
+    let next = reader.peek();
+    let start = reader.clone();
+    match next {
+        Some(b'"') => reader.string().map(Entity::Id),
+        Some(b'-' | b'0'..=b'9') => {
+            let number = reader.number()?;
+            match number.text() {
+                "-0" => Ok(Entity::Id(Cow::Borrowed("0"))),
+                text if number.is_integral() => Ok(Entity::Id(Cow::Borrowed(text))),
+                _ => Err(start.unexpected(EXPECTED)),
+            }
+        }
+        _ if reader.take_word("null") => Ok(Entity::Null),
+        _ => Err(start.unexpected(EXPECTED)),
+    }
+}
+
+/// Bits that differ between processes and between routes.
+fn seed() -> u128 {
+    let process = std::process::id();
+    let time = std::time::SystemTime::now();
+    let half = || u128::from(RandomState::new().hash_one((process, time)));
+    half() << 64 | half()
+}
