@@ -4,25 +4,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{ErrorKind, Result};
 
-/// The values of one output, in C order. `F16` holds the bits of half-precision floats.
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs, reason = "the names are the types")]
-pub enum Values<'a> {
-    F16(&'a [u16]),
-    F32(&'a [f32]),
-    F64(&'a [f64]),
-    I8(&'a [i8]),
-    I16(&'a [i16]),
-    I32(&'a [i32]),
-    I64(&'a [i64]),
-    U8(&'a [u8]),
-    U16(&'a [u16]),
-    U32(&'a [u32]),
-    U64(&'a [u64]),
-    Bool(&'a [bool]),
-    Text(&'a [String]),
-}
-
 /// An array without values costs no memory, yet its shape may ask for any number of empty lists.
 const MOST_BRACKETS: usize = 100_000;
 
@@ -75,11 +56,11 @@ impl Envelope {
 }
 
 impl Answer<'_> {
-    /// Write the next output: of shape `[1, ...]`, whose first dimension is dropped, or `[]`.
+    /// Write the next output, values in C order: of shape `[1, ...]`, whose first dimension is dropped, or `[]`.
     ///
     /// # Errors
     /// Where it is more or less than one row, or there are more outputs than names.
-    pub fn push(&mut self, shape: &[usize], values: Values<'_>) -> Result<()> {
+    pub fn push<T: Token>(&mut self, shape: &[usize], values: &[T]) -> Result<()> {
         let Some(name) = self.envelope.names.get(self.written) else {
             let problem = format!("expected {} outputs, found more", self.envelope.names.len());
             return Err(output(self.written.to_string(), problem));
@@ -92,11 +73,12 @@ impl Answer<'_> {
         if brackets(inner) > MOST_BRACKETS {
             return Err(self.refuse(format!("too many empty lists in shape {shape:?}")));
         }
-        if inner.iter().product::<usize>() != values.len() {
+        let count = inner.iter().try_fold(1_usize, |all, &length| all.checked_mul(length));
+        if count != Some(values.len()) {
             return Err(self.refuse(format!("expected shape {shape:?}, found {} values", values.len())));
         }
         self.bytes.extend_from_slice(name);
-        values.write(inner, &mut self.bytes);
+        write_nested(inner, values, &mut self.bytes);
         self.written += 1;
         Ok(())
     }
@@ -135,48 +117,9 @@ fn output(name: String, problem: String) -> crate::error::Error {
     ErrorKind::Output { name, problem }.into()
 }
 
-impl Values<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Self::F16(values) | Self::U16(values) => values.len(),
-            Self::F32(values) => values.len(),
-            Self::F64(values) => values.len(),
-            Self::I8(values) => values.len(),
-            Self::I16(values) => values.len(),
-            Self::I32(values) => values.len(),
-            Self::I64(values) => values.len(),
-            Self::U8(values) => values.len(),
-            Self::U32(values) => values.len(),
-            Self::U64(values) => values.len(),
-            Self::Bool(values) => values.len(),
-            Self::Text(values) => values.len(),
-        }
-    }
-
-    fn write(&self, shape: &[usize], bytes: &mut Vec<u8>) {
-        match self {
-            Self::F16(values) => {
-                let singles: Vec<f32> = values.iter().map(|&bits| half_to_f32(bits)).collect();
-                write_nested(shape, &singles, bytes);
-            }
-            Self::F32(values) => write_nested(shape, values, bytes),
-            Self::F64(values) => write_nested(shape, values, bytes),
-            Self::I8(values) => write_nested(shape, values, bytes),
-            Self::I16(values) => write_nested(shape, values, bytes),
-            Self::I32(values) => write_nested(shape, values, bytes),
-            Self::I64(values) => write_nested(shape, values, bytes),
-            Self::U8(values) => write_nested(shape, values, bytes),
-            Self::U16(values) => write_nested(shape, values, bytes),
-            Self::U32(values) => write_nested(shape, values, bytes),
-            Self::U64(values) => write_nested(shape, values, bytes),
-            Self::Bool(values) => write_nested(shape, values, bytes),
-            Self::Text(values) => write_nested(shape, values, bytes),
-        }
-    }
-}
-
 /// Something that is one token of JSON.
-trait Token {
+pub trait Token {
+    /// Append the token.
     fn write(&self, bytes: &mut Vec<u8>);
 }
 

@@ -1,0 +1,233 @@
+//! `VersionPlan` and `Route`: a request's bytes to `NumPy` arrays, and arrays to an answer's bytes.
+
+#![allow(clippy::needless_pass_by_value, reason = "PyO3 hands arguments over by value")]
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use numpy::ndarray::{Array, ArrayView2};
+use numpy::{PyArray, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyUntypedArray, PyUntypedArrayMethods};
+use pyo3::exceptions::{PyIndexError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBool, PyBytes, PyString, PyTuple};
+
+use super::assign::Split;
+use super::to_py;
+use crate::columns::{Column, Element};
+use crate::encode::{Answer, Token, half_to_f32};
+use crate::features::{Description, Layout, Scalar, Schema};
+use crate::route::{Choice, Plan, Reason, Route as Core, Rules};
+
+/// How one version reads features and writes outputs.
+#[pyclass(frozen, module = "turnout._core")]
+pub struct VersionPlan(Arc<Plan>);
+
+type DescriptionTuple<'py> = (String, String, Vec<String>, Option<Bound<'py, PyAny>>, bool);
+
+#[pymethods]
+impl VersionPlan {
+    #[new]
+    fn new(
+        version: &str,
+        layout: &str,
+        dtypes: Vec<String>,
+        features: Vec<DescriptionTuple<'_>>,
+        outputs: Vec<String>,
+    ) -> PyResult<Self> {
+        let fault = |problem: String| PyValueError::new_err(format!("version {version}: {problem}"));
+        let layout = match layout {
+            "matrix" => Layout::Matrix,
+            "columns" => Layout::Columns,
+            other => return Err(fault(format!("layout must be matrix or columns, found {other:?}"))),
+        };
+        let elements = dtypes
+            .iter()
+            .map(|name| Element::from_name(name).ok_or_else(|| fault(format!("no element type {name:?}"))))
+            .collect::<PyResult<Vec<_>>>()?;
+        let descriptions = features.into_iter().map(describe).collect::<PyResult<Vec<_>>>()?;
+        let schema = Schema::new(layout, &elements, &descriptions).map_err(fault)?;
+        Ok(Self(Arc::new(Plan { schema, outputs })))
+    }
+}
+
+fn describe((name, kind, values, default, nullable): DescriptionTuple<'_>) -> PyResult<Description> {
+    let default = default.as_ref().map(scalar).transpose()?;
+    Ok(Description { name, kind, values, default, nullable })
+}
+
+fn scalar(value: &Bound<'_, PyAny>) -> PyResult<Scalar> {
+    if let Ok(truth) = value.cast::<PyBool>() {
+        Ok(Scalar::Bool(truth.is_true()))
+    } else if let Ok(text) = value.cast::<PyString>() {
+        Ok(Scalar::Text(text.to_str()?.to_owned()))
+    } else if let Ok(integer) = value.extract::<i64>() {
+        Ok(Scalar::Int(integer))
+    } else {
+        Ok(Scalar::Float(value.extract()?))
+    }
+}
+
+/// All that one model needs on the way of a prediction.
+#[pyclass(frozen, module = "turnout._core")]
+pub struct Route(Core);
+
+#[pymethods]
+impl Route {
+    #[new]
+    #[allow(clippy::too_many_arguments, reason = "a model has that many facts")]
+    fn new(
+        model: &str,
+        plans: Vec<Option<PyRef<'_, VersionPlan>>>,
+        versions: Vec<String>,
+        active: Option<usize>,
+        split: Option<PyRef<'_, Split>>,
+        arms: Vec<usize>,
+        overrides: HashMap<String, usize>,
+        known: Vec<String>,
+    ) -> PyResult<Self> {
+        if plans.len() != versions.len() {
+            return Err(PyValueError::new_err("expected a plan (or None) for each version"));
+        }
+        let plans = plans.into_iter().map(|plan| plan.map(|plan| Arc::clone(&plan.0)));
+        let rules = Rules {
+            active,
+            split: split.map(|split| split.core()),
+            arms,
+            overrides: overrides.into_iter().map(|(entity, version)| (entity.into(), version)).collect(),
+        };
+        Core::new(model, versions.into_iter().zip(plans).collect(), rules, &known)
+            .map(Self)
+            .map_err(PyValueError::new_err)
+    }
+
+    /// Which version answers an entity: its index, the reason's index, and the slot where a test decided.
+    fn assign(&self, entity: Option<Bound<'_, PyAny>>) -> PyResult<(usize, u8, Option<u32>)> {
+        let choice = match entity {
+            None => self.0.assign(None),
+            Some(entity) => self.0.assign(Some(&super::entity(&entity)?)),
+        };
+        let Choice { version, reason, slot } = choice.map_err(to_py)?;
+        Ok((version, reason as u8, slot))
+    }
+
+    /// Read a request, route it, and pack the features of the version that answers.
+    #[pyo3(signature = (body, pinned = None))]
+    fn prepare<'py>(
+        &self,
+        body: &Bound<'py, PyBytes>,
+        pinned: Option<usize>,
+    ) -> PyResult<(usize, u8, Bound<'py, PyTuple>)> {
+        if pinned.is_some_and(|index| index >= self.0.len()) {
+            return Err(PyIndexError::new_err("no such version"));
+        }
+        let prepared = self.0.prepare(body.as_bytes(), pinned).map_err(to_py)?;
+        let width = prepared.width;
+        let arrays = prepared.columns.into_iter().map(|column| array(body.py(), column, width));
+        let inputs = PyTuple::new(body.py(), arrays.collect::<PyResult<Vec<_>>>()?)?;
+        Ok((prepared.choice.version, prepared.choice.reason as u8, inputs))
+    }
+
+    /// The JSON answer of a version.
+    fn encode<'py>(
+        &self,
+        py: Python<'py>,
+        index: usize,
+        reason: usize,
+        outputs: Vec<Bound<'py, PyUntypedArray>>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let reason = Reason::from_index(reason).ok_or_else(|| PyIndexError::new_err("no such reason"))?;
+        let mut answer = self.0.answer(index, reason).ok_or_else(|| PyIndexError::new_err("no such version"))?;
+        for output in &outputs {
+            push(&mut answer, output)?;
+        }
+        Ok(PyBytes::new(py, &answer.finish().map_err(to_py)?))
+    }
+}
+
+/// A column as an array of shape `[rows, width]`.
+fn array<'py>(py: Python<'py>, column: Column<'_>, width: usize) -> PyResult<Bound<'py, PyAny>> {
+    match column {
+        Column::F32(values) => numbers(py, &values, width),
+        Column::F64(values) => numbers(py, &values, width),
+        Column::I32(values) => numbers(py, &values, width),
+        Column::I64(values) => numbers(py, &values, width),
+        Column::Bool(values) => numbers(py, &values, width),
+        Column::Text(values) => {
+            let objects = values.iter().map(|text| PyString::new(py, text).unbind()).collect();
+            let shaped = Array::from_shape_vec((values.len().checked_div(width).unwrap_or(1), width), objects);
+            Ok(PyArray::from_owned_object_array(py, shaped.map_err(shape_fault)?).into_any())
+        }
+    }
+}
+
+/// Copied into memory of `NumPy`: for a row that is cheaper than handing the vector over.
+fn numbers<'py, T: numpy::Element>(py: Python<'py>, values: &[T], width: usize) -> PyResult<Bound<'py, PyAny>> {
+    let rows = values.len().checked_div(width).unwrap_or(1);
+    let shaped = ArrayView2::from_shape((rows, width), values).map_err(shape_fault)?;
+    Ok(PyArray::from_array(py, &shaped).into_any())
+}
+
+fn shape_fault(error: numpy::ndarray::ShapeError) -> PyErr {
+    PyValueError::new_err(error.to_string())
+}
+
+/// Write one output, whatever its element type.
+fn push(answer: &mut Answer<'_>, array: &Bound<'_, PyUntypedArray>) -> PyResult<()> {
+    let dtype = array.dtype();
+    match (dtype.kind(), dtype.itemsize()) {
+        (b'f', 4) => push_as::<f32>(answer, array),
+        (b'i', 8) => push_as::<i64>(answer, array),
+        (b'f', 8) => push_as::<f64>(answer, array),
+        (b'i', 4) => push_as::<i32>(answer, array),
+        (b'b', 1) => push_as::<bool>(answer, array),
+        (b'i', 1) => push_as::<i8>(answer, array),
+        (b'i', 2) => push_as::<i16>(answer, array),
+        (b'u', 1) => push_as::<u8>(answer, array),
+        (b'u', 2) => push_as::<u16>(answer, array),
+        (b'u', 4) => push_as::<u32>(answer, array),
+        (b'u', 8) => push_as::<u64>(answer, array),
+        (b'f', 2) => push_halves(answer, array),
+        (b'O', _) => push_objects(answer, array),
+        _ => Err(to_py(answer.refuse(format!("cannot write elements of type {dtype}")))),
+    }
+}
+
+fn push_as<T: numpy::Element + Token + Clone>(
+    answer: &mut Answer<'_>,
+    array: &Bound<'_, PyUntypedArray>,
+) -> PyResult<()> {
+    let typed = array.cast::<PyArrayDyn<T>>()?.try_readonly()?;
+    let pushed = match typed.as_slice() {
+        Ok(slice) if array.is_c_contiguous() => answer.push(array.shape(), slice),
+        _ => answer.push(array.shape(), &typed.as_array().iter().cloned().collect::<Vec<_>>()),
+    };
+    pushed.map_err(to_py)
+}
+
+/// Half-precision floats: their bits are seen as integers, since Rust has no such type.
+fn push_halves(answer: &mut Answer<'_>, array: &Bound<'_, PyUntypedArray>) -> PyResult<()> {
+    let bits = array.call_method1("view", ("uint16",))?;
+    let typed = bits.cast::<PyArrayDyn<u16>>()?.try_readonly()?;
+    let singles: Vec<f32> = typed.as_array().iter().map(|&bits| half_to_f32(bits)).collect();
+    answer.push(array.shape(), &singles).map_err(to_py)
+}
+
+/// Strings, or bytes that are UTF-8.
+fn push_objects(answer: &mut Answer<'_>, array: &Bound<'_, PyUntypedArray>) -> PyResult<()> {
+    let py = array.py();
+    let typed = array.cast::<PyArrayDyn<Py<PyAny>>>()?.try_readonly()?;
+    let mut texts = Vec::with_capacity(array.len());
+    for object in typed.as_array() {
+        let object = object.bind(py);
+        let text = match object.cast::<PyBytes>() {
+            Ok(bytes) => std::str::from_utf8(bytes.as_bytes()).ok().map(str::to_owned),
+            Err(_) => object.extract::<String>().ok(),
+        };
+        let Some(text) = text else {
+            let problem = format!("expected strings, found {}", object.get_type().name()?);
+            return Err(to_py(answer.refuse(problem)));
+        };
+        texts.push(text);
+    }
+    answer.push(array.shape(), &texts).map_err(to_py)
+}
