@@ -1,0 +1,89 @@
+"""The examples of the OpenAPI document, and the responses that many routes share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.spec import Example
+
+from turnout.api.problems import MEDIA_TYPE, Problem, plain
+
+PREDICTIONS = [
+    Example(
+        summary="Features by name",
+        value={"entity_id": "user-123", "features": {"totalSpent": 12.5, "accountAge": 90}},
+    ),
+    Example(
+        summary="Features in the order of the schema", value={"entity_id": "user-123", "features": [12.5, 90]}
+    ),
+]
+ANSWERS = [
+    Example(
+        summary="A classifier's answer",
+        value={
+            "model": "churn",
+            "version": "v2.0",
+            "prediction_id": "0193f0a2-6f0e-7c1e-b7a4-2f6f2f6a1c55",
+            "reason": "test",
+            "outputs": {"label": 1, "probabilities": [0.1, 0.9]},
+        },
+    )
+]
+ACTIVATION = [Example(summary="Release a version", value={"version": "v2.0", "reason": "passed the review"})]
+ROLLBACK = [
+    Example(summary="To the version before", value={"reason": "errors after the release"}),
+    Example(summary="To a version", value={"version": "v1.0", "reason": "errors after the release"}),
+]
+SPLITS = [
+    Example(summary="Canary", value={"splits": {"v1.0": 0.95, "v2.0": 0.05}, "reason": "canary"}),
+    Example(
+        summary="Even, with a salt of one's own",
+        value={"splits": {"v1.0": 0.5, "v2.0": 0.5}, "salt": "spring"},
+    ),
+]
+PROMOTION = [Example(summary="End the test with a winner", value={"version": "v2.0", "reason": "won"})]
+OVERRIDE = [Example(summary="Send an entity to a version", value={"version": "v2.0"})]
+
+SAID = {
+    400: "The request could not be read, or what it says can not be.",
+    404: "There is no such model, version, test or route.",
+    409: "The state of the registry does not allow it.",
+    412: "Somebody changed the model since the revision of If-Match.",
+    413: "The body is larger than the settings allow.",
+    415: "The body is of a type that this route does not read.",
+    422: "The file is no model that can run here, or its features do not fit.",
+    429: "Too many requests are in flight.",
+    500: "The model failed while it ran, or something unexpected happened.",
+    503: "The version or the device is not available on this worker.",
+    507: "The data directory could not be written or read.",
+}
+
+
+def _shown(problem: Problem) -> dict[str, Any]:
+    return {name: getattr(problem, name) for name in ("type", "title", "status", "detail", "code")}
+
+
+def problems(*statuses: int) -> dict[int, ResponseSpec]:
+    """The problem documents that a route may answer with."""
+    return {
+        status: ResponseSpec(
+            Problem,
+            generate_examples=False,
+            description=SAID[status],
+            media_type=MEDIA_TYPE,
+            examples=[Example(summary=SAID[status], value=_shown(plain(status, SAID[status])))],
+        )
+        for status in statuses
+    }
+
+
+def also(status: int, container: type, description: str) -> Mapping[int, ResponseSpec]:
+    """A second status under which a route answers the same thing."""
+    return {status: ResponseSpec(container, generate_examples=False, description=description)}
+
+
+READ = problems(400, 404)
+WRITE = problems(400, 404, 409, 412, 413, 415, 507)
+PENDING = "Done and durable, but not every live worker serves it yet; Turnout-Pending names those."

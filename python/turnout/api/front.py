@@ -1,0 +1,262 @@
+"""The ASGI callable in front of Litestar: it answers single predictions itself and passes everything else on.
+
+Measured for the issue on 2 cores with a boosted-tree model: 284 us of CPU a request through a Litestar handler, 145 us
+through a plain ASGI function. So this way has no middleware, no dependency injection and no response object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from time import perf_counter
+from typing import Any, Final
+from urllib.parse import unquote
+
+import msgspec
+
+from turnout.api.problems import MEDIA_TYPE, Problem, plain, unexpected
+from turnout.errors import PayloadTooLarge, TooManyRequests, TurnoutError, UnsupportedMediaType, problem
+from turnout.log import log
+from turnout.service import Turnout
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Any, Any, Any], Awaitable[None]]
+Target = tuple[str, str | None]
+Headers = list[tuple[bytes, bytes]]
+
+JSON: Final = (b"content-type", b"application/json")
+PROBLEM: Final = (b"content-type", MEDIA_TYPE.encode())
+RETRY: Final = (b"retry-after", b"1")
+CLOSE: Final = (b"connection", b"close")
+KNOWN_PATHS = 4096
+MAX_ID_BYTES = 128
+BODY_SECONDS = 30.0
+
+
+class Gone(Exception):
+    """The client went away before its request was complete."""
+
+
+class Front:
+    """Predictions inline, the rest through `app`.
+
+    Args:
+        app: the Litestar application; it gets paths as they came, still percent-encoded, so that `%2F` inside a
+            model's name separates nothing.
+    """
+
+    def __init__(self, app: App, hub: Turnout) -> None:
+        settings = hub.settings
+        self.in_flight = 0
+        self._app = app
+        self._hub = hub
+        self._limit = settings.max_in_flight
+        self._max_body = settings.max_body_bytes
+        self._log_predictions = settings.log_predictions
+        self._targets: dict[bytes, Target] = {}
+        self._ids = itertools.count(1)
+        self._id_prefix = os.urandom(6).hex()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one request (ASGI 3.0)."""
+        if scope["type"] != "http":
+            await self._not_http(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        identity = self._identity(headers.get(b"x-request-id"))
+        if scope["method"] == "POST":
+            path = scope["raw_path"]
+            target = self._targets.get(path) or self._target(path)
+            if target is not None:
+                await self._predict(target, headers, identity, receive, send)
+                return
+        await self._pass_on(scope, identity, receive, send)
+
+    # --- predictions --------------------------------------------------------------------------------------------
+
+    async def _predict(
+        self, target: Target, headers: dict[bytes, bytes], identity: bytes, receive: Receive, send: Send
+    ) -> None:
+        if self.in_flight >= self._limit:
+            await self._refuse(_busy(self._limit), identity, send, RETRY)
+            return
+        self.in_flight += 1
+        started = perf_counter() if self._log_predictions else 0.0
+        try:
+            body = await self._body(headers, receive)
+            if self._hub.needs_pool(*target):
+                status, answer = await self._in_pool(target, body, receive)
+            else:
+                status, answer = self._hub.predict_bytes(*target, body)
+        except Gone:
+            return
+        except TimeoutError:
+            late = plain(408, f"expected the whole body within {BODY_SECONDS:g} seconds")
+            await self._refuse(late, identity, send, CLOSE)
+            return
+        except TurnoutError as error:
+            await self._refuse(problem(error), identity, send, CLOSE)
+            return
+        except Exception as error:  # noqa: BLE001
+            document = unexpected(error, request_id=identity.decode(), model=target[0])
+            await self._refuse(document, identity, send)
+            return
+        finally:
+            self.in_flight -= 1
+        if self._log_predictions:
+            self._log(target, identity, status, perf_counter() - started)
+        kind = JSON if status < 400 else PROBLEM
+        await send(_start(status, [kind, (b"x-request-id", identity)]))
+        await send({"type": "http.response.body", "body": answer})
+
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        """The whole body. Nothing is read of one that says it is too large; of a chunked one, not past the limit."""
+        kind = headers.get(b"content-type")
+        if kind is not None and kind != b"application/json":
+            check_json(kind)
+        announced = headers.get(b"content-length")
+        length = int(announced) if announced is not None and announced.isdigit() else -1
+        if length > self._max_body:
+            raise _too_large(self._max_body, length)
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Gone
+        body: bytes = message["body"]
+        # The announced length spares the wait for the empty message that says that no more comes.
+        if len(body) == length or not message.get("more_body"):
+            return body
+        async with asyncio.timeout(BODY_SECONDS):
+            return await self._rest(body, length, receive)
+
+    async def _rest(self, first: bytes, length: int, receive: Receive) -> bytes:
+        body = bytearray(first)
+        while len(body) != length:
+            if len(body) > self._max_body:
+                raise _too_large(self._max_body, None)
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Gone
+            body += message["body"]
+            if not message.get("more_body"):
+                break
+        if len(body) > self._max_body:
+            raise _too_large(self._max_body, None)
+        return bytes(body)
+
+    async def _in_pool(self, target: Target, body: bytes, receive: Receive) -> tuple[int, bytes]:
+        """Run a slow model in a thread. If the client goes while the job waits for one, the job is dropped."""
+        job = self._hub.pool.submit(self._hub.predict_bytes, *target, body)
+        answer = asyncio.wrap_future(job)
+        gone = asyncio.ensure_future(_until_gone(receive))
+        try:
+            await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done() and job.cancel():
+                raise Gone
+            # A job that runs can not be stopped: it keeps its place until it ends, whether somebody listens or not.
+            return await answer
+        finally:
+            gone.cancel()
+
+    def _target(self, path: bytes) -> Target | None:
+        """Model and version of a prediction's path, remembered by its bytes; None for any other path."""
+        parts = path.split(b"/")
+        if len(parts) not in {5, 7} or parts[:3] != [b"", b"v1", b"models"] or parts[-1] != b"predict":
+            return None
+        if len(parts) == 7 and parts[4] != b"versions":
+            return None
+        try:
+            model = unquote(parts[3].decode("ascii"), errors="strict")
+            version = unquote(parts[5].decode("ascii"), errors="strict") if len(parts) == 7 else None
+        except UnicodeDecodeError:
+            return None
+        if not model or version == "":
+            return None
+        if len(self._targets) >= KNOWN_PATHS:
+            self._targets.clear()
+        target = (model, version)
+        self._targets[path] = target
+        return target
+
+    def _log(self, target: Target, identity: bytes, status: int, seconds: float) -> None:
+        log(
+            "info",
+            "predict",
+            model=target[0],
+            pinned=target[1],
+            status=status,
+            seconds=round(seconds, 6),
+            request_id=identity.decode(),
+        )
+
+    # --- everything else ----------------------------------------------------------------------------------------
+
+    async def _pass_on(self, scope: Message, identity: bytes, receive: Receive, send: Send) -> None:
+        """Let Litestar answer, with the path as it came, and our request id on the answer."""
+        head = scope["method"] == "HEAD"
+        scope["path"] = scope["raw_path"].decode("latin-1")
+        scope["method"] = "GET" if head else scope["method"]
+        scope.setdefault("state", {})["request_id"] = identity.decode()
+
+        async def stamped(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-request-id", identity)]
+            elif head and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self._app(scope, receive, stamped)
+
+    async def _not_http(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _refuse(
+        self, document: Problem | dict[str, Any], identity: bytes, send: Send, *headers: tuple[bytes, bytes]
+    ) -> None:
+        body = msgspec.json.encode(document)
+        status = document.status if isinstance(document, Problem) else document["status"]
+        await send(_start(status, [PROBLEM, (b"x-request-id", identity), *headers]))
+        await send({"type": "http.response.body", "body": body})
+
+    def _identity(self, given: bytes | None) -> bytes:
+        """The caller's request id where it is one (1 to 128 printable ASCII characters), else a new one."""
+        if given and len(given) <= MAX_ID_BYTES and given.isascii() and given.decode("ascii").isprintable():
+            return given
+        return b"%s-%x" % (self._id_prefix.encode(), next(self._ids))
+
+
+def check_json(kind: bytes) -> None:
+    """Raise UnsupportedMediaType unless a Content-Type is that of JSON, with or without parameters."""
+    if kind.partition(b";")[0].strip().lower() != b"application/json":
+        shown = kind.decode("latin-1")
+        raise UnsupportedMediaType(f"expected Content-Type application/json, found {shown!r}")
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _start(status: int, headers: Headers) -> Message:
+    return {"type": "http.response.start", "status": status, "headers": headers}
+
+
+def _too_large(limit: int, length: int | None) -> PayloadTooLarge:
+    found = "more" if length is None else f"{length} bytes"
+    return PayloadTooLarge(
+        f"expected a body of at most {limit} bytes, found {found}; see the setting max_body_bytes"
+    )
+
+
+def _busy(limit: int) -> dict[str, str | int]:
+    return problem(
+        TooManyRequests(
+            f"{limit} requests are in flight on this worker, as many as may be; try again in a second"
+        )
+    )
