@@ -7,6 +7,7 @@ hub.predict("churn", {"totalSpent": 12.5, "accountAge": 90}, entity_id="user-123
 """
 
 from turnout import errors
+from turnout._core import __version__
 from turnout.config import Settings
 from turnout.domain import (
     Arm,
@@ -27,7 +28,6 @@ from turnout.domain import (
     Version,
 )
 from turnout.errors import TurnoutError
-from turnout.service import VERSION as __version__
 from turnout.service import Turnout, open  # noqa: A004
 
 __all__ = [

@@ -9,6 +9,9 @@ from typing import Any, Literal, final
 import numpy as np
 from numpy.typing import NDArray
 
+__version__: str
+"""The version of Turnout."""
+
 SLOTS: int
 """Number of equal parts of the hash space: 100,000."""
 
@@ -136,7 +139,7 @@ class Series:
     def __new__(cls) -> Series: ...
     def record(self, total_ns: int, model_ns: int) -> None:
         """One answer: time in Turnout and model together, and in the model alone, in nanoseconds."""
-    def record_error(self, total_ns: int) -> None:
+    def record_error(self) -> None:
         """One request that this version failed to answer."""
     def dump(self) -> bytes:
         """A compact form of the present state, for `Totals`."""

@@ -76,7 +76,7 @@ class Predictor:
     ) -> bytes:
         """Let the active version answer for an arm that failed; the failure counts against the arm."""
         series = failed.series[reason] or self._series(serving, failed, reason)
-        series.record_error(perf_counter_ns() - started)
+        series.record_error()
         log("error", "prediction_failed", model=serving.name, version=failed.label, detail=str(error))
         active = serving.active_lane
         if not self._fallback or reason == PINNED or active is None or active is failed:
@@ -92,7 +92,7 @@ class Predictor:
             # The caller hears of the version that it was routed to; the second failure is in the log.
             log("error", "fallback_failed", model=serving.name, version=active.label, detail=str(second))
             if isinstance(second, PredictionFailed):
-                (active.series[FALLBACK] or self._series(serving, active, FALLBACK)).record_error(0)
+                (active.series[FALLBACK] or self._series(serving, active, FALLBACK)).record_error()
             raise error from second
         series = active.series[FALLBACK] or self._series(serving, active, FALLBACK)
         series.record(perf_counter_ns() - started, after - before)

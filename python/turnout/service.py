@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from turnout import reports
+from turnout import _core, reports
 from turnout.artifacts import Artifacts, Staged
 from turnout.config import Settings, resolve
 from turnout.domain import (
@@ -45,8 +45,6 @@ from turnout.router import Ids, check_entity
 from turnout.runtime import Runtime
 from turnout.telemetry import Merged, Telemetry
 from turnout.worker import Worker
-
-VERSION = "0.1.0"
 
 
 class VersionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -404,7 +402,7 @@ class Turnout:
     def status(self) -> Status:
         """Generation, live workers, and what each of them has loaded on which device."""
         return Status(
-            turnout=VERSION,
+            turnout=_core.__version__,
             generation=self.registry.generation(),
             data=str(self.data),
             models=len(self.registry.models()),

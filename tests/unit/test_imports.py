@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "worker": {"config", "errors", "live", "log", "registry", "runtime", "telemetry"},
     "reports": {"_core", "domain", "errors", "registry", "router", "telemetry"},
     "service": {
-        *("artifacts", "config", "domain", "engine", "errors", "interchange", "live", "log"),
+        *("_core", "artifacts", "config", "domain", "engine", "errors", "interchange", "live", "log"),
         *("prediction", "registry", "reports", "router", "runtime", "telemetry", "worker"),
     },
     "api": {"api", "config", "domain", "errors", "log", "service"},
@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "client": {"domain", "errors"},
     "demo": {"client", "config", "domain", "errors", "service"},
     "cli": {"api", "cli", "client", "config", "demo", "domain", "errors", "serve", "service"},
-    "__init__": {"config", "domain", "errors", "service"},
+    "__init__": {"_core", "config", "domain", "errors", "service"},
     "__main__": {"cli"},
 }
 
