@@ -25,7 +25,7 @@ pub enum Element {
 pub enum Cell<'a> {
     /// `null` where the schema allows it: NaN.
     Missing,
-    /// A finite number; an infinity stands for one that no double holds.
+    /// A number; an infinity stands for one that no double holds, and fits no column.
     Float(f64),
     /// An integer.
     Int(i64),
@@ -127,7 +127,7 @@ impl Cell<'_> {
     #[allow(clippy::cast_precision_loss, reason = "a float input takes the nearest float")]
     fn double(&self) -> Option<f64> {
         match self {
-            Self::Float(value) => Some(*value).filter(|value| value.is_finite()),
+            Self::Float(value) => Some(*value),
             Self::Missing => Some(f64::NAN),
             _ => self.integer().map(|value| value as f64),
         }
@@ -155,12 +155,20 @@ fn single(value: f64) -> Option<f32> {
 }
 
 impl<'a> Column<'a> {
-    /// Put a value into its place; false where it does not fit the type, or there is no such place.
+    /// Put a number into its place; false where the column holds no floats, it is out of range, or there is no place.
     #[inline]
+    pub fn put_double(&mut self, index: usize, value: f64) -> bool {
+        match self {
+            Self::F32(values) => set(values, index, single(value)),
+            Self::F64(values) => set(values, index, Some(value).filter(|value| !value.is_infinite())),
+            _ => false,
+        }
+    }
+
+    /// Put a value into its place; false where it does not fit the type, or there is no such place.
     pub fn put(&mut self, index: usize, cell: Cell<'a>) -> bool {
         match self {
-            Self::F32(values) => set(values, index, cell.double().and_then(single)),
-            Self::F64(values) => set(values, index, cell.double()),
+            Self::F32(_) | Self::F64(_) => cell.double().is_some_and(|value| self.put_double(index, value)),
             Self::I32(values) => set(values, index, cell.integer().and_then(|value| i32::try_from(value).ok())),
             Self::I64(values) => set(values, index, cell.integer()),
             Self::Bool(values) => match cell {

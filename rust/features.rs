@@ -147,20 +147,12 @@ impl Kind {
         }
     }
 
-    /// The value that stands next, if it is one of this kind.
-    #[inline]
+    /// The value that stands next, if it is one of this kind and not a float, which is read faster.
     fn read<'a>(&'a self, reader: &mut Reader<'a>) -> Result<Option<Cell<'a>>> {
         let next = reader.peek();
         let cell = match self {
-            Self::Float { nullable } => match next {
-                Some(b'-' | b'0'..=b'9') => Some(Cell::Float(reader.number()?.to_f64())),
-                Some(b'n') if *nullable && reader.take_word("null") => Some(Cell::Missing),
-                _ => None,
-            },
-            Self::Int => match next {
-                Some(b'-' | b'0'..=b'9') => reader.number()?.to_i64().map(Cell::Int),
-                _ => None,
-            },
+            Self::Float { nullable: true } if reader.take_word("null") => Some(Cell::Missing),
+            Self::Int if matches!(next, Some(b'-' | b'0'..=b'9')) => reader.number()?.to_i64().map(Cell::Int),
             Self::Bool if reader.take_word("true") => Some(Cell::Bool(true)),
             Self::Bool if reader.take_word("false") => Some(Cell::Bool(false)),
             Self::Category { .. } | Self::Text if next == Some(b'"') => self.text(reader.string()?),
@@ -224,13 +216,13 @@ impl Feature {
     /// Read the value that stands next into a cell.
     #[inline]
     fn read<'a>(&'a self, index: usize, reader: &mut Reader<'a>, column: &mut Column<'a>, cell: usize) -> Result<()> {
-        reader.peek();
+        let next = reader.peek();
         let start = reader.position();
-        let value = self.kind.read(reader)?;
-        if value.is_some_and(|value| column.put(cell, value)) {
-            return Ok(());
-        }
-        Err(self.refuse(index, &reader.from_position(start)))
+        let done = match (&self.kind, next) {
+            (Kind::Float { .. }, Some(b'-' | b'0'..=b'9')) => column.put_double(cell, reader.double()?),
+            _ => self.kind.read(reader)?.is_some_and(|value| column.put(cell, value)),
+        };
+        if done { Ok(()) } else { Err(self.refuse(index, &reader.from_position(start))) }
     }
 
     #[cold]

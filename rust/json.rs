@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::number::Number;
+use crate::number::{Number, plain_decimal};
 
 /// Deepest nesting of arrays and objects in a value that is skipped.
 pub const MAX_DEPTH: u32 = 64;
@@ -300,6 +300,22 @@ impl<'a> Reader<'a> {
                 Ok(number)
             }
             Err(expected) => Err(self.unexpected(expected)),
+        }
+    }
+
+    /// Take a number as the nearest double; infinite where it is too large.
+    ///
+    /// # Errors
+    /// Where no number of JSON comes.
+    #[inline]
+    pub fn double(&mut self) -> Result<f64> {
+        self.peek();
+        match plain_decimal(&self.text.as_bytes()[self.at..]) {
+            Some((value, length)) => {
+                self.at += length;
+                Ok(value)
+            }
+            None => self.number().map(|number| number.to_f64()),
         }
     }
 

@@ -132,6 +132,38 @@ impl<'a> Number<'a> {
     }
 }
 
+/// What nearly every number is, in one pass: a decimal without exponent, of digits that a double holds exactly.
+///
+/// Says its value and how many bytes it has; None for every other number, and for what is none.
+#[inline]
+#[must_use]
+#[allow(clippy::cast_precision_loss, reason = "checked to be exact")]
+pub fn plain_decimal(bytes: &[u8]) -> Option<(f64, usize)> {
+    let start = usize::from(bytes.first() == Some(&b'-'));
+    let mut mantissa = 0_u64;
+    let mut end = start;
+    let mut point = None;
+    loop {
+        let byte = bytes.get(end).copied().unwrap_or_default();
+        match byte {
+            b'0'..=b'9' => mantissa = mantissa.wrapping_mul(10).wrapping_add(u64::from(byte - b'0')),
+            b'.' if point.is_none() => point = Some(end),
+            b'.' | b'e' | b'E' => return None,
+            _ => break,
+        }
+        end += 1;
+    }
+    let whole = point.unwrap_or(end) - start;
+    let decimals = point.map_or(0, |point| end - point - 1);
+    let zeros = whole > 1 && bytes.get(start) == Some(&b'0');
+    // at most 19 digits: the mantissa did not wrap
+    if whole == 0 || zeros || whole + decimals > 19 || mantissa > EXACT || (point.is_some() && decimals == 0) {
+        return None;
+    }
+    let magnitude = mantissa as f64 / POWERS[decimals];
+    Some((if start == 1 { -magnitude } else { magnitude }, end))
+}
+
 /// A length as a summand of an exponent.
 fn length(bytes: usize) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)

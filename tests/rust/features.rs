@@ -319,7 +319,18 @@ proptest! {
     #[test]
     fn numbers_are_read_to_the_last_bit(text in r"-?(0|[1-9][0-9]{0,24})(\.[0-9]{1,24})?([eE][+-]?[0-9]{1,3})?") {
         let number = Reader::new(text.as_bytes()).unwrap().number().unwrap();
+        let double = Reader::new(text.as_bytes()).unwrap().double().unwrap();
         prop_assert_eq!(number.to_f64().to_bits(), text.parse::<f64>().unwrap().to_bits());
+        prop_assert_eq!(double.to_bits(), number.to_f64().to_bits());
+    }
+
+    #[test]
+    fn short_decimals_are_read_as_any_number(text in r"-?[0-9]{0,20}\.?[0-9]{0,20}[e, \]\.]?") {
+        let mut whole = Reader::new(text.as_bytes()).unwrap();
+        let mut fast = whole.clone();
+        let (number, double) = (whole.number(), fast.double());
+        prop_assert_eq!(number.as_ref().ok().map(|number| number.to_f64().to_bits()), double.ok().map(f64::to_bits));
+        prop_assert_eq!(whole.position(), fast.position());
     }
 
     #[test]
