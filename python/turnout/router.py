@@ -101,6 +101,14 @@ class Serving:
         test = self.record.test
         return "" if test is None else f"{test.id}/{test.revision}"
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """Configured share of the traffic by version."""
+        test, active = self.record.test, self.record.model.active
+        if test is not None:
+            return test.weights
+        return {} if active is None else {active: 1.0}
+
     def position(self, label: str) -> int:
         """The index of the version with this label. Raises VersionNotFound."""
         try:

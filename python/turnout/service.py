@@ -40,10 +40,11 @@ from turnout.errors import InvalidModel, InvalidRequest, NotReady
 from turnout.live import Live
 from turnout.log import log
 from turnout.prediction import Predictor
-from turnout.registry import Committed, Registry
+from turnout.records import Author, Committed
+from turnout.registry import Registry
 from turnout.router import Ids, check_entity
 from turnout.runtime import Runtime
-from turnout.telemetry import Merged, Telemetry
+from turnout.telemetry import Merged, Telemetry, fold, prometheus
 from turnout.worker import Worker
 
 
@@ -74,7 +75,7 @@ class Turnout:
         self.data = Path(settings.data).resolve()
         self.registry = Registry(self.data, map_size=settings.map_size)
         self.artifacts = Artifacts(self.data)
-        self.runtime = Runtime(self.data, self.registry.beacon, map_size=settings.map_size)
+        self.runtime = Runtime(self.data, self.registry.beacon, map_size=settings.map_size, fold=fold)
         self.telemetry = Telemetry()
         self.live = Live(self.registry, self.artifacts, settings, eager=server)
         self.predictor = Predictor(
@@ -105,6 +106,7 @@ class Turnout:
             self._worker.stop()
         self.live.sessions.clear()
         self.runtime.close()
+        self.artifacts.close()
         self.registry.close()
 
     # --- versions -----------------------------------------------------------------------------------------------
@@ -178,7 +180,7 @@ class Turnout:
                 options=spec.options,
             )
             author = self._author(actor, reason, revision)
-            return self._commit(lambda: self.registry.register(candidate, staged.place, **author))
+            return self._commit(lambda: self.registry.register(candidate, staged.place, author))
         finally:
             staged.discard()
 
@@ -193,7 +195,7 @@ class Turnout:
     ) -> Version:
         """Make a version the one that answers when no test runs; a running test goes on."""
         author = self._author(actor, reason, revision)
-        return self._commit(lambda: self.registry.activate(model, version, **author), model, [version])
+        return self._commit(lambda: self.registry.activate(model, version, author), model, [version])
 
     def rollback(
         self,
@@ -207,7 +209,7 @@ class Turnout:
         """Go back to a version, by default to the one that was active before; a running test ends."""
         author = self._author(actor, reason, revision)
         target = [version] if version is not None else list(self.registry.model(model).former[:1])
-        return self._commit(lambda: self.registry.rollback(model, version, **author), model, target)
+        return self._commit(lambda: self.registry.rollback(model, version, author), model, target)
 
     def delete_version(
         self,
@@ -223,7 +225,7 @@ class Turnout:
         Raises VersionInUse for the active version, an arm of a running test and the target of an override.
         """
         author = self._author(actor, reason, revision)
-        return self._commit(lambda: self.registry.delete(model, version, **author))
+        return self._commit(lambda: self.registry.delete(model, version, author, self.artifacts.remove))
 
     def active_version(self, model: str) -> Version | None:
         """The version that answers when no test runs."""
@@ -273,7 +275,7 @@ class Turnout:
         """
         author = self._author(actor, reason, revision)
         return self._commit(
-            lambda: self.registry.configure_test(model, dict(weights), salt, **author), model, list(weights)
+            lambda: self.registry.configure_test(model, dict(weights), salt, author), model, list(weights)
         )
 
     def get_test(self, model: str) -> Test | None:
@@ -295,14 +297,14 @@ class Turnout:
     ) -> Version:
         """End the test and activate one of its arms."""
         author = self._author(actor, reason, revision)
-        return self._commit(lambda: self.registry.promote(model, version, **author), model, [version])
+        return self._commit(lambda: self.registry.promote(model, version, author), model, [version])
 
     def stop_test(
         self, model: str, *, actor: str | None = None, reason: str = "", revision: int | None = None
     ) -> Test:
         """End the test; the active version takes all traffic."""
         author = self._author(actor, reason, revision)
-        return self._commit(lambda: self.registry.stop_test(model, **author))
+        return self._commit(lambda: self.registry.stop_test(model, author))
 
     def set_override(
         self,
@@ -317,7 +319,7 @@ class Turnout:
         """Send one entity to one version, whatever the split says; for QA and support."""
         author = self._author(actor, reason, revision)
         entity = str(check_entity(entity_id))
-        self._commit(lambda: self.registry.set_override(model, entity, version, **author), model, [version])
+        self._commit(lambda: self.registry.set_override(model, entity, version, author), model, [version])
 
     def delete_override(
         self,
@@ -331,7 +333,7 @@ class Turnout:
         """Let the split decide for this entity again. False if there was no override."""
         author = self._author(actor, reason, revision)
         return self._commit(
-            lambda: self.registry.delete_override(model, str(check_entity(entity_id)), **author)
+            lambda: self.registry.delete_override(model, str(check_entity(entity_id)), author)
         )
 
     def overrides(self, model: str) -> dict[str, str]:
@@ -395,6 +397,11 @@ class Turnout:
             others.pop(self._worker.id, None)
         return Merged.from_dumps([self.telemetry.dump(), *others.values()])
 
+    def metrics(self) -> bytes:
+        """The statistics and the state of all workers in Prometheus's text format."""
+        shares = {name: serving.shares for name, serving in self.live.current().models.items()}
+        return prometheus(self.statistics(), self.runtime.workers(), shares, self.registry.generation())
+
     def audit(self, *, model: str | None = None, after: int = 0, limit: int = 1000) -> list[AuditEvent]:
         """Changes in their order, from the first whose sequence number is greater than `after`."""
         return self.registry.audit(model=model, after=after, limit=limit)
@@ -433,8 +440,8 @@ class Turnout:
 
     # --- changes ------------------------------------------------------------------------------------------------
 
-    def _author(self, actor: str | None, reason: str, revision: int | None) -> dict[str, Any]:
-        return {"actor": actor or getpass.getuser(), "reason": reason, "revision": revision}
+    def _author(self, actor: str | None, reason: str, revision: int | None) -> Author:
+        return Author(actor or getpass.getuser(), reason, revision)
 
     def _probe(self, staged: Staged, spec: VersionSpec) -> Probe:
         return probe_file(

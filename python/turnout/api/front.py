@@ -196,13 +196,15 @@ class Front:
 
     async def _pass_on(self, scope: Message, identity: bytes, receive: Receive, send: Send) -> None:
         """Let Litestar answer, with the path as it came, and our request id on the answer."""
-        head = scope["method"] == "HEAD"
+        method = scope["method"]
+        head = method == "HEAD"
         scope["path"] = scope["raw_path"].decode("latin-1")
-        scope["method"] = "GET" if head else scope["method"]
+        scope["method"] = "GET" if head else method
         scope.setdefault("state", {})["request_id"] = identity.decode()
 
         async def stamped(message: Message) -> None:
             if message["type"] == "http.response.start":
+                _log_change(scope, message)
                 message["headers"] = [*message["headers"], (b"x-request-id", identity)]
             elif head and message["type"] == "http.response.body":
                 message = {**message, "body": b""}
@@ -236,6 +238,23 @@ def check_json(kind: bytes) -> None:
     if kind.partition(b";")[0].strip().lower() != b"application/json":
         shown = kind.decode("latin-1")
         raise UnsupportedMediaType(f"expected Content-Type application/json, found {shown!r}")
+
+
+def _log_change(scope: Message, answer: Message) -> None:
+    """One line for each change that was made; the audit log has what it changed, under its generation."""
+    generation = dict(answer["headers"]).get(b"turnout-generation")
+    if generation is not None:
+        state = scope["state"]
+        log(
+            "info",
+            "change",
+            method=scope["method"],
+            path=scope["path"],
+            actor=state.get("actor"),
+            generation=int(generation),
+            status=answer["status"],
+            request_id=state["request_id"],
+        )
 
 
 async def _until_gone(receive: Receive) -> None:

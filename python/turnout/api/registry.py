@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
+import shutil
 from collections.abc import AsyncIterator
 from typing import IO, Annotated, Any
 
@@ -17,7 +17,7 @@ from litestar.response import Stream
 from turnout.api.examples import WRITE
 from turnout.api.upload import body_of, check_announced, in_blocks
 from turnout.api.writes import Author, Reason, changed
-from turnout.errors import InvalidDocument, UnsupportedMediaType
+from turnout.errors import InvalidDocument, StorageError, UnsupportedMediaType
 from turnout.service import Turnout
 
 TAR = "application/x-tar"
@@ -78,9 +78,15 @@ async def import_registry(
         raise UnsupportedMediaType(f"expected Content-Type application/json or {TAR}, found {kind!r}")
     limit = hub.settings.max_artifact_bytes if kind == TAR else hub.settings.max_body_bytes
     check_announced(request, limit)
-    with tempfile.TemporaryFile(dir=hub.artifacts.uploads) as file:
-        await in_blocks(body_of(request), file.write, limit)
-        return await asyncio.to_thread(_import, hub, file, kind == TAR, replace, author, reason)
+    folder = await asyncio.to_thread(hub.artifacts.aside)
+    try:
+        with (folder / "import").open("w+b") as file:
+            await in_blocks(body_of(request), file.write, limit)
+            return await asyncio.to_thread(_import, hub, file, kind == TAR, replace, author, reason)
+    except OSError as error:
+        raise StorageError(f"the import cannot be stored: {error}") from error
+    finally:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
 def _import(

@@ -94,7 +94,7 @@ class Upload(Generic[S]):
 
     async def _take(self, event: MultipartSegment | bytearray | bytes | None) -> None:
         if isinstance(event, MultipartSegment):
-            self._begin(event.name)
+            self._begin(event.name or "")
         elif event is None:
             self._part = None
         elif self._part == "spec":

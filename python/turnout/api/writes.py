@@ -6,7 +6,7 @@ import re
 from typing import Annotated, Any, TypedDict, TypeVar
 
 import msgspec
-from litestar import Response
+from litestar import Request, Response
 from litestar.params import Parameter
 
 from turnout.domain import Change
@@ -47,9 +47,12 @@ Reason = Annotated[
 ]
 
 
-def author(if_match: IfMatch = None, x_actor: Actor = None) -> Author:
+def author(request: Request[Any, Any, Any], if_match: IfMatch = None, x_actor: Actor = None) -> Author:
     """Read the two headers of a write. Raises InvalidRequest for what is no ETag of ours or no name."""
-    return Author(actor=_actor(x_actor), revision=_revision(if_match))
+    actor = _actor(x_actor)
+    # For the line that the front logs when the change has been made.
+    request.scope["state"]["actor"] = actor
+    return Author(actor=actor, revision=_revision(if_match))
 
 
 def etag(revision: int) -> str:

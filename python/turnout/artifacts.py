@@ -1,0 +1,275 @@
+"""Model files, stored by their content: written aside, synced, renamed; verified whenever they are loaded.
+
+An artifact is a folder `artifacts/sha256/<digest>/` with the graph, `model.onnx`, and its external data, if any.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+import msgspec
+
+from turnout.domain import Artifact, ArtifactFile
+from turnout.errors import InvalidModel, PayloadTooLarge, StorageError
+
+GRAPH = "model.onnx"
+CHUNK = 1024 * 1024
+
+
+class Staged:
+    """Files that are stored aside, on disk and hashed, but not yet part of the registry."""
+
+    def __init__(self, folder: Path, artifact: Artifact, home: Path) -> None:
+        self.folder = folder
+        self.artifact = artifact
+        self._home = home
+
+    @property
+    def model_path(self) -> Path:
+        """The graph."""
+        return self.folder / GRAPH
+
+    def place(self) -> None:
+        """Move to the final place, which is on disk afterwards. Nothing to do where the content is there already."""
+        target = self._home / self.artifact.sha256
+        try:
+            if target.exists():
+                return
+            self.folder.rename(target)
+            sync_folder(self._home)
+        except OSError as error:
+            raise StorageError(f"{target} cannot be written: {error}") from error
+
+    def discard(self) -> None:
+        """Remove what is still aside; after `place` there is nothing."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Writer:
+    """One file being stored: hashed as it is written. `finish` it or `abort` it."""
+
+    def __init__(self, folder: Path, name: str, limit: int | None) -> None:
+        self._path = folder / name
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._name = name
+        self._limit = limit
+        self._hash = hashlib.sha256()
+        self._size = 0
+        self._file = self._path.open("xb")
+
+    def write(self, chunk: bytes | memoryview) -> None:
+        """Append bytes. Raises PayloadTooLarge past the limit, StorageError where the disk is full."""
+        self._size += len(chunk)
+        if self._limit is not None and self._size > self._limit:
+            raise PayloadTooLarge(f"the artifact is larger than the limit of {self._limit} bytes")
+        self._hash.update(chunk)
+        try:
+            self._file.write(chunk)
+        except OSError as error:
+            raise StorageError(f"{self._path} cannot be written: {error}") from error
+
+    def finish(self) -> ArtifactFile:
+        """Bring the file to the disk."""
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise StorageError(f"{self._path} cannot be written: {error}") from error
+        finally:
+            self.close()
+        return ArtifactFile(path=self._name, sha256=self._hash.hexdigest(), size=self._size)
+
+    def close(self) -> None:
+        """Close the file. A write that is still buffered may fail here; `finish` has reported it then."""
+        try:
+            self._file.close()
+        except OSError:
+            self._file = None  # type: ignore[assignment]
+
+
+class Upload:
+    """A graph that arrives in chunks; a context manager that leaves nothing behind unless it was finished."""
+
+    def __init__(self, artifacts: Artifacts, limit: int | None) -> None:
+        self._artifacts = artifacts
+        self._folder = artifacts.aside()
+        self._writer = Writer(self._folder, GRAPH, limit)
+
+    def write(self, chunk: bytes | memoryview) -> None:
+        """Append bytes of the graph."""
+        self._writer.write(chunk)
+
+    def finish(self) -> Staged:
+        """The stored graph."""
+        return self._artifacts.staged(self._folder, [self._writer.finish()])
+
+    def abort(self) -> None:
+        """Remove what was written."""
+        self._writer.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class Artifacts:
+    """The artifacts of a data directory."""
+
+    def __init__(self, data: Path) -> None:
+        self.home = data / "artifacts" / "sha256"
+        self._uploads = data / "uploads"
+        try:
+            self.home.mkdir(parents=True, exist_ok=True)
+            self._uploads.mkdir(parents=True, exist_ok=True)
+            self._lock = self._own_uploads()
+        except OSError as error:
+            raise StorageError(f"{data} cannot be written: {error}") from error
+        self._sweep()
+
+    def close(self) -> None:
+        """Let go of the place for uploads of this process."""
+        shutil.rmtree(self._mine, ignore_errors=True)
+        self._lock.close()
+
+    # --- storing ------------------------------------------------------------------------------------------------
+
+    def stage_model(self, path: Path, external: Iterable[str] = ()) -> Staged:
+        """Copy a graph and its external data files, whose names are relative to the graph's folder."""
+        source = self._graph_of(path)
+        folder = self.aside()
+        try:
+            files = [self._copy(source, folder, GRAPH)]
+            files.extend(self._copy(self._beside(source, name), folder, name) for name in external)
+            return self.staged(folder, files)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def stage_stream(self, limit: int | None = None) -> Upload:
+        """Begin to store a graph that arrives in chunks; at most `limit` bytes."""
+        return Upload(self, limit)
+
+    def aside(self) -> Path:
+        """A new folder for files on their way in, on the same file system as their final place."""
+        folder = self._mine / uuid.uuid4().hex
+        try:
+            folder.mkdir()
+        except OSError as error:
+            raise StorageError(f"{folder} cannot be made: {error}") from error
+        return folder
+
+    def staged(self, folder: Path, files: list[ArtifactFile]) -> Staged:
+        """Files in a folder made by `aside`, graph first, as one artifact."""
+        sync_folder(folder)
+        return Staged(folder, artifact_of(files), self.home)
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    def path(self, artifact: Artifact) -> Path:
+        """Where the graph of an artifact lies."""
+        return self.home / artifact.sha256 / GRAPH
+
+    def has(self, artifact: Artifact) -> bool:
+        """Whether the artifact is there."""
+        return self.path(artifact).is_file()
+
+    def verify(self, artifact: Artifact) -> Path:
+        """Hash every file again; where the graph lies. Raises StorageError for what is missing or has changed."""
+        folder = self.home / artifact.sha256
+        for file in artifact.files:
+            try:
+                with (folder / relative(file.path)).open("rb") as opened:
+                    found = hashlib.file_digest(opened, "sha256").hexdigest()
+            except OSError as error:
+                raise StorageError(f"the model file {folder / file.path} cannot be read: {error}") from error
+            if found != file.sha256:
+                raise StorageError(
+                    f"the model file {folder / file.path} has changed since it was registered: "
+                    f"expected SHA-256 {file.sha256}, found {found}"
+                )
+        return self.path(artifact)
+
+    def remove(self, digest: str) -> None:
+        """Remove an artifact that no version refers to; the caller holds the registry's write lock."""
+        doomed = self._mine / f"removed-{uuid.uuid4().hex}"
+        try:
+            (self.home / digest).rename(doomed)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    # --- the parts ----------------------------------------------------------------------------------------------
+
+    def _own_uploads(self) -> BinaryIO:
+        """A folder of this process, locked as long as it lives, so that the leftovers of dead ones can be told."""
+        self._mine = self._uploads / uuid.uuid4().hex
+        self._mine.mkdir()
+        lock = (self._mine / ".lock").open("wb")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return lock
+
+    def _sweep(self) -> None:
+        for folder in self._uploads.iterdir():
+            try:
+                with (folder / ".lock").open("rb") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)
+            except OSError:
+                # Still in use, or just being made by a process that has not locked it yet.
+                continue
+
+    def _graph_of(self, path: Path) -> Path:
+        if not path.is_dir():
+            return path
+        graphs = sorted(path.glob("*.onnx"))
+        if len(graphs) != 1:
+            raise InvalidModel(f"expected one .onnx file in {path}, found {len(graphs)}")
+        return graphs[0]
+
+    def _beside(self, graph: Path, name: str) -> Path:
+        """A file of external data; neither its name nor a link may lead out of the graph's folder."""
+        found = graph.parent / relative(name)
+        if not found.resolve().is_relative_to(graph.parent.resolve()):
+            raise InvalidModel(f"external data {name!r} lies outside of the folder of the model")
+        return found
+
+    def _copy(self, source: Path, folder: Path, name: str) -> ArtifactFile:
+        writer = Writer(folder, relative(name).as_posix(), None)
+        try:
+            with source.open("rb") as opened:
+                while chunk := opened.read(CHUNK):
+                    writer.write(chunk)
+            return writer.finish()
+        except OSError as error:
+            raise InvalidModel(f"the model file {source} cannot be read: {error}") from error
+        finally:
+            writer.close()
+
+
+def relative(name: str) -> PurePosixPath:
+    """A relative path that stays inside. Raises InvalidModel for any other."""
+    path = PurePosixPath(name)
+    if not name or "\0" in name or path.is_absolute() or ".." in path.parts or not path.parts:
+        raise InvalidModel(f"expected the relative path of a file, found {name!r}")
+    return path
+
+
+def artifact_of(files: list[ArtifactFile]) -> Artifact:
+    """One file is known by its own SHA-256, several by that of the JSON list of them, the graph first."""
+    if len(files) == 1:
+        return Artifact(sha256=files[0].sha256, files=tuple(files))
+    ordered = (files[0], *sorted(files[1:], key=lambda file: file.path))
+    return Artifact(sha256=hashlib.sha256(msgspec.json.encode(ordered)).hexdigest(), files=ordered)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

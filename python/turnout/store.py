@@ -1,0 +1,253 @@
+"""One LMDB file: transactions, a map that grows by itself, and clear errors. Also the words of shared memory beside it.
+
+The only importer of lmdb. Keys are tuples of parts joined by a zero byte; a table is the first part.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lmdb
+
+from turnout.errors import StorageError
+
+T = TypeVar("T")
+SEPARATOR = b"\0"
+
+
+def key(*parts: str | bytes | int) -> bytes:
+    """Join parts into a key. Integers are 8 bytes, big-endian, so that they sort as numbers."""
+    return SEPARATOR.join(_part(part) for part in parts)
+
+
+def _part(part: str | bytes | int) -> bytes:
+    if isinstance(part, int):
+        return part.to_bytes(8, "big")
+    return part.encode() if isinstance(part, str) else part
+
+
+class Transaction:
+    """Reads, and in a change also writes, of one consistent state."""
+
+    def __init__(self, inner: Any) -> None:  # noqa: ANN401
+        self._inner = inner
+
+    def get(self, at: bytes) -> bytes | None:
+        """The value at a key."""
+        return self._inner.get(at)
+
+    def put(self, at: bytes, value: bytes) -> None:
+        """Set the value at a key."""
+        self._inner.put(at, value)
+
+    def delete(self, at: bytes) -> bool:
+        """Remove a key; whether it was there."""
+        return self._inner.delete(at)
+
+    def scan(self, *prefix: str | bytes | int, after: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """What lies under a prefix, in the order of the keys, as (the rest of the key, value).
+
+        Ends before a change of the table while scanning; with `after`, begins behind that rest.
+        """
+        head = key(*prefix) + SEPARATOR
+        cursor = self._inner.cursor()
+        found = cursor.set_range(head if after is None else head + after + b"\0")
+        while found and (at := cursor.key()).startswith(head):
+            yield at[len(head) :], cursor.value()
+            found = cursor.next()
+
+    def last(self, *prefix: str | bytes | int) -> tuple[bytes, bytes] | None:
+        """The last entry under a prefix."""
+        head = key(*prefix) + SEPARATOR
+        cursor = self._inner.cursor()
+        # The separator is the smallest byte, so this is the first key past the prefix.
+        found = cursor.prev() if cursor.set_range(head[:-1] + b"\1") else cursor.last()
+        if not found or not cursor.key().startswith(head):
+            return None
+        return cursor.key()[len(head) :], cursor.value()
+
+
+class _Environment:
+    """LMDB opens a file once a process: this is that opening, shared, with a gate that lets the map grow alone."""
+
+    opened: dict[tuple[int, int], _Environment] = {}  # noqa: RUF012
+    lock = threading.Lock()
+
+    def __init__(self, path: str, map_size: int, *, sync: bool) -> None:
+        self.path = path
+        self.pid = os.getpid()
+        self.users = 0
+        self._active = 0
+        self._growing = False
+        self._gate = threading.Condition()
+        try:
+            self.lmdb = lmdb.open(
+                path, subdir=False, map_size=map_size, sync=sync, metasync=sync, max_readers=1024, mode=0o644
+            )
+            self.lmdb.reader_check()
+        except (lmdb.Error, OSError) as error:
+            raise StorageError(f"{path} cannot be opened: {error}") from error
+
+    @contextmanager
+    def transaction(self, *, write: bool) -> Iterator[Transaction]:
+        """One transaction, aborted by an exception; never open while the map is resized."""
+        with self._gate:
+            self._gate.wait_for(lambda: not self._growing)
+            self._active += 1
+        try:
+            with self.lmdb.begin(write=write) as inner:
+                yield Transaction(inner)
+        finally:
+            with self._gate:
+                self._active -= 1
+                self._gate.notify_all()
+
+    def resize(self, size: int) -> None:
+        """Map `size` bytes, or with 0 what another process has grown the file to, once no transaction is open here."""
+        with self._gate:
+            self._gate.wait_for(lambda: not self._growing)
+            self._growing = True
+            self._gate.wait_for(lambda: self._active == 0)
+        try:
+            if size == 0 or size > self.lmdb.info()["map_size"]:
+                self.lmdb.set_mapsize(size)
+        finally:
+            with self._gate:
+                self._growing = False
+                self._gate.notify_all()
+
+
+class Store:
+    """One LMDB file, open in any number of processes and any number of times in each.
+
+    Args:
+        map_size: bytes of address space to begin with.
+        sync: whether a change is on disk before `change` returns.
+    """
+
+    def __init__(self, path: Path, *, map_size: int, sync: bool = True) -> None:
+        self.path = path
+        with _Environment.lock:
+            self._identity = _identity(path)
+            found = _Environment.opened.get(self._identity)
+            if found is None or found.pid != os.getpid():
+                found = _Environment(str(path), map_size, sync=sync)
+                _Environment.opened[self._identity] = found
+            found.users += 1
+        self._environment = found
+        self._closed = False
+
+    def close(self) -> None:
+        """Let go of the file. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        environment = self._environment
+        with _Environment.lock:
+            environment.users -= 1
+            if environment.users == 0 and environment.pid == os.getpid():
+                environment.lmdb.close()
+                _Environment.opened.pop(self._identity, None)
+
+    def replaced(self) -> bool:
+        """Whether the file at the path is another one by now, or gone."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return True
+        return (found.st_dev, found.st_ino) != self._identity
+
+    def read(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work` on one consistent state; it must not open another transaction."""
+        return self._run(work, write=False)
+
+    def change(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work` in one write transaction and commit it; may run it again after the map has grown.
+
+        Raises StorageError where the disk is full or broken: nothing has changed then.
+        """
+        return self._run(work, write=True)
+
+    def _run(self, work: Callable[[Transaction], T], *, write: bool) -> T:
+        if self._closed:
+            raise StorageError(f"{self.path} is closed")
+        while True:
+            try:
+                with self._environment.transaction(write=write) as transaction:
+                    return work(transaction)
+            except lmdb.MapFullError:
+                self._resize(self._environment.lmdb.info()["map_size"] * 2)
+            except lmdb.MapResizedError:
+                self._resize(0)
+            except lmdb.Error as error:
+                raise StorageError(f"{self.path}: {error}; the last committed state stands") from error
+
+    def _resize(self, size: int) -> None:
+        try:
+            self._environment.resize(size)
+        except (lmdb.Error, OSError) as error:
+            raise StorageError(f"{self.path}: the map cannot grow to {size} bytes: {error}") from error
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Device and inode of a file, made empty if it is not there; LMDB takes an empty file for a new database."""
+    try:
+        path.touch(0o644)
+        found = path.stat()
+    except OSError as error:
+        raise StorageError(f"{path} cannot be opened: {error}") from error
+    return found.st_dev, found.st_ino
+
+
+class Beacon:
+    """Words of 64 bits that all processes of a data directory share; reading one costs less than a function call.
+
+    Only a hint to look into the database: words rise, and are made again from it when the file is lost.
+    """
+
+    GENERATION, STAGE, DRAIN = range(3)
+    SIZE = 8 * 8
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._lock = threading.Lock()  # flock tells processes apart, not threads
+        with self._locked():
+            if os.fstat(self._fd).st_size < self.SIZE:
+                os.ftruncate(self._fd, self.SIZE)
+        self._map = mmap.mmap(self._fd, self.SIZE)
+        self.words = memoryview(self._map).cast("Q")
+
+    def __getitem__(self, word: int) -> int:
+        return self.words[word]
+
+    def raise_to(self, word: int, value: int) -> None:
+        """Set a word to `value` unless it is already greater."""
+        with self._locked():
+            self.words[word] = max(self.words[word], value)
+
+    def step(self, word: int) -> None:
+        """Add one to a word."""
+        with self._locked():
+            self.words[word] += 1
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.words.release()
+        self._map.close()
+        os.close(self._fd)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with self._lock:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(self._fd, fcntl.LOCK_UN)

@@ -1,0 +1,254 @@
+"""What was answered: recorded in this process, dumped, merged over all workers, told to Prometheus."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from turnout._core import Series, Totals
+from turnout.domain import LiveStatistics, WorkerStatus
+
+KEPT_SCOPES = 64
+BOUNDS = tuple(2.0**power * 1e-9 for power in range(14, 34))
+"""Upper bounds of the published histograms, in seconds: powers of two of a nanosecond, 16 us to 8.6 s."""
+
+
+class Key(NamedTuple):
+    """What a series counts. `scope` is the revision of a test, as `<test id>/<revision>`, else empty."""
+
+    model: str
+    version: str
+    reason: str
+    scope: str
+
+
+class Telemetry:
+    """The series of one process."""
+
+    def __init__(self) -> None:
+        self._series: dict[Key, Series] = {}
+        self._folded: dict[Key, bytes] = {}
+        self._rejected: dict[str, Series] = {}
+
+    def series(self, model: str, version: str, reason: str, scope: str) -> Series:
+        """The series to record to; always the same for the same key."""
+        key = Key(model, version, reason, scope)
+        found = self._series.get(key)
+        if found is None:
+            found = self._series.setdefault(key, Series())
+            self._forget(model)
+        return found
+
+    def reject(self, code: str) -> None:
+        """Count a request that was refused, by the code of its error."""
+        found = self._rejected.get(code)
+        if found is None:
+            found = self._rejected.setdefault(code, Series())
+        found.record_error()
+
+    def dump(self) -> bytes:
+        """The present state, for `Merged`."""
+        entries = [(*key, dump) for key, dump in self._folded.copy().items()]
+        entries += [(*key, series.dump()) for key, series in self._series.copy().items()]
+        entries += [
+            ("", "", code, "rejected", series.dump()) for code, series in self._rejected.copy().items()
+        ]
+        return msgspec.msgpack.encode(entries)
+
+    def _forget(self, model: str) -> None:
+        """Fold what old revisions of tests counted into one series, so that a long ramp does not cost memory."""
+        for key in old_scopes(self._series, model):
+            series = self._series.pop(key)
+            kept = key._replace(scope="")
+            dumps = [series.dump(), *([self._folded[kept]] if kept in self._folded else [])]
+            self._folded[kept] = Totals(dumps).dump()
+
+
+def old_scopes(keys: Iterable[Key], model: str) -> list[Key]:
+    """The keys of all but the newest revisions of tests of a model."""
+    scoped = [key for key in keys if key.model == model and "/" in key.scope]
+    scopes = sorted({key.scope for key in scoped}, key=lambda scope: [int(part) for part in scope.split("/")])
+    old = set(scopes[:-KEPT_SCOPES])
+    return [key for key in scoped if key.scope in old]
+
+
+def fold(dumps: list[bytes]) -> bytes:
+    """Add up dumps of processes into one."""
+    grouped = _grouped(dumps)
+    for model in {key.model for key in grouped}:
+        for key in old_scopes(list(grouped), model):
+            grouped[key._replace(scope="")].extend(grouped.pop(key))
+    return msgspec.msgpack.encode([(*key, Totals(parts).dump()) for key, parts in grouped.items()])
+
+
+def _grouped(dumps: Iterable[bytes]) -> dict[Key, list[bytes]]:
+    grouped: dict[Key, list[bytes]] = defaultdict(list)
+    for dump in dumps:
+        for model, version, reason, scope, part in msgspec.msgpack.decode(
+            dump, type=list[tuple[str, str, str, str, bytes]]
+        ):
+            grouped[Key(model, version, reason, scope)].append(part)
+    return grouped
+
+
+class Merged:
+    """The statistics of all processes together."""
+
+    def __init__(self, parts: Mapping[Key, list[bytes]]) -> None:
+        self._parts = parts
+
+    @classmethod
+    def from_dumps(cls, dumps: Iterable[bytes]) -> Merged:
+        """Merge what `Telemetry.dump` gave in each process."""
+        return cls(_grouped(dumps))
+
+    def live(self, model: str, version: str) -> LiveStatistics:
+        """What a version has answered, whatever the reason."""
+        totals = self._sum(lambda key: key.model == model and key.version == version)
+        return LiveStatistics(
+            requests=totals.requests,
+            errors=totals.errors,
+            error_rate=totals.errors / totals.requests if totals.requests else None,
+            p50=totals.latency(0.5),
+            p95=totals.latency(0.95),
+            p99=totals.latency(0.99),
+        )
+
+    def requests(self, model: str, scope: str) -> dict[str, int]:
+        """How many requests each version was given: by a revision of a test, or as the active one where that is ""."""
+        reasons = {"test", "random"} if scope else {"active"}
+        counts: dict[str, int] = defaultdict(int)
+        for key, parts in self._parts.items():
+            if key.model == model and key.scope == scope and key.reason in reasons:
+                counts[key.version] += Totals(parts).requests
+        return dict(counts)
+
+    def families(self) -> Iterator[Metric]:
+        """Counters and histograms, for Prometheus."""
+        requests = CounterMetricFamily(
+            "turnout_requests",
+            "Requests by the version that answered or failed.",
+            labels=["model", "version", "reason"],
+        )
+        errors = CounterMetricFamily(
+            "turnout_errors",
+            "Requests that a version failed to answer.",
+            labels=["model", "version", "reason"],
+        )
+        rejected = CounterMetricFamily(
+            "turnout_rejected", "Requests refused before a version ran, by code.", labels=["code"]
+        )
+        latency = HistogramMetricFamily(
+            "turnout_latency_seconds",
+            "Time of a prediction, model included.",
+            labels=["model", "version", "reason"],
+        )
+        overhead = HistogramMetricFamily(
+            "turnout_overhead_seconds",
+            "Time of a prediction outside of the model.",
+            labels=["model", "version"],
+        )
+        for labels, totals in self._by(lambda key: (key.model, key.version, key.reason)):
+            requests.add_metric(labels, totals.requests)
+            errors.add_metric(labels, totals.errors)
+            latency.add_metric(labels, _buckets(totals.latency_buckets(BOUNDS), totals), totals.latency_sum)
+        for labels, totals in self._by(lambda key: (key.model, key.version)):
+            overhead.add_metric(
+                labels, _buckets(totals.overhead_buckets(BOUNDS), totals), totals.overhead_sum
+            )
+        for key, parts in self._parts.items():
+            if key.scope == "rejected":
+                rejected.add_metric([key.reason], Totals(parts).errors)
+        yield from (requests, errors, rejected, latency, overhead)
+
+    def _sum(self, chosen: Callable[[Key], bool]) -> Totals:
+        return Totals([part for key, parts in self._parts.items() if chosen(key) for part in parts])
+
+    def _by(self, label: Callable[[Key], tuple[str, ...]]) -> Iterator[tuple[list[str], Totals]]:
+        grouped: dict[tuple[str, ...], list[bytes]] = defaultdict(list)
+        for key, parts in self._parts.items():
+            if key.scope != "rejected":
+                grouped[label(key)].extend(parts)
+        for labels, parts in sorted(grouped.items()):
+            yield list(labels), Totals(parts)
+
+
+def prometheus(
+    merged: Merged,
+    workers: Sequence[WorkerStatus],
+    shares: Mapping[str, Mapping[str, float]],
+    generation: int,
+) -> bytes:
+    """Everything in the text format 0.0.4.
+
+    Args:
+        shares: configured share of the traffic by model and version.
+        generation: the one of the registry; each worker's own is beside it.
+    """
+    registry = CollectorRegistry()
+    registry.register(_Once([*merged.families(), *_states(workers, shares, generation)]))
+    return generate_latest(registry)
+
+
+def _states(
+    workers: Sequence[WorkerStatus], shares: Mapping[str, Mapping[str, float]], generation: int
+) -> Iterator[Metric]:
+    share = GaugeMetricFamily(
+        "turnout_share", "Configured share of the traffic.", labels=["model", "version"]
+    )
+    for model, weights in shares.items():
+        for version, weight in weights.items():
+            share.add_metric([model, version], weight)
+    yield share
+    yield GaugeMetricFamily("turnout_generation", "Generation of the registry.", value=generation)
+    yield GaugeMetricFamily("turnout_workers", "Live workers.", value=len(workers))
+    served = GaugeMetricFamily(
+        "turnout_worker_generation", "Generation that a worker serves.", labels=["worker"]
+    )
+    ready = GaugeMetricFamily("turnout_worker_ready", "Whether a worker is ready.", labels=["worker"])
+    loaded = GaugeMetricFamily(
+        "turnout_version_loaded",
+        "A loaded version and its device.",
+        labels=["worker", "model", "version", "device"],
+    )
+    load = GaugeMetricFamily(
+        "turnout_load_seconds", "Time to load a version.", labels=["worker", "model", "version"]
+    )
+    warmup = GaugeMetricFamily(
+        "turnout_warmup_seconds", "Time to warm a version up.", labels=["worker", "model", "version"]
+    )
+    for worker in workers:
+        served.add_metric([worker.id], worker.generation)
+        ready.add_metric([worker.id], worker.ready)
+        for version in worker.versions:
+            if version.error is None:
+                labels = [worker.id, version.model, version.version]
+                loaded.add_metric([*labels, version.device], 1)
+                load.add_metric(labels, version.load_seconds)
+                warmup.add_metric(labels, version.warmup_seconds)
+    yield from (served, ready, loaded, load, warmup)
+
+
+def _buckets(counts: Sequence[int], totals: Totals) -> list[tuple[str, float]]:
+    answers = totals.requests - totals.errors
+    return [
+        *((f"{bound:.9g}", count) for bound, count in zip(BOUNDS, counts, strict=True)),
+        ("+Inf", answers),
+    ]
+
+
+class _Once:
+    """A collector of families that are computed already."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        """What prometheus-client asks a collector for."""
+        return self._families
