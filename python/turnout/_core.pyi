@@ -4,10 +4,23 @@ Every class is frozen and safe to share between threads. Errors arrive as the ex
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, final
+from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
+
+__all__ = [
+    "SLOTS",
+    "Ledger",
+    "Route",
+    "Series",
+    "Split",
+    "Totals",
+    "VersionPlan",
+    "__version__",
+    "hash_entity",
+    "slot",
+]
 
 __version__: str
 """The version of Turnout."""
@@ -15,7 +28,7 @@ __version__: str
 SLOTS: int
 """Number of equal parts of the hash space: 100,000."""
 
-Runs = Mapping[str, Sequence[tuple[int, int]]]
+_Runs: TypeAlias = Mapping[str, Sequence[tuple[int, int]]]
 
 def hash_entity(salt: str, entity: str | int) -> int:
     """XXH3-64 of `utf8(salt) + 0x00 + utf8(entity)`; an integer entity counts as its decimal string."""
@@ -32,7 +45,7 @@ class Ledger:
     def start(baseline: str) -> Ledger:
         """A new ledger in which `baseline` owns every slot, in ascending order."""
     @staticmethod
-    def from_runs(runs: Runs) -> Ledger:
+    def from_runs(runs: _Runs) -> Ledger:
         """Read `runs()` back. Raises InvalidDocument unless every slot is owned exactly once."""
     def apply(self, weights: Mapping[str, float]) -> tuple[Ledger, int]:
         """Apply weights (normalised here; arms that are missing fall out) and say how many slots moved.
