@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use turnout_core::columns::Element;
-use turnout_core::features::{Description, Layout, Schema};
+use turnout_core::feature::Description;
+use turnout_core::features::{Layout, Schema};
 use turnout_core::route::{Plan, Reason, Route, Rules};
 
 const FEATURES: usize = 20;

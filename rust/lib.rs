@@ -5,11 +5,12 @@
 pub mod columns;
 pub mod encode;
 pub mod error;
+pub mod feature;
 pub mod features;
 pub mod hash;
 pub mod json;
 pub mod ledger;
-pub mod nearest;
+pub mod names;
 pub mod number;
 #[cfg(feature = "python")]
 mod py;

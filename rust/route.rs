@@ -8,10 +8,11 @@ use std::sync::Arc;
 use crate::columns::Column;
 use crate::encode::{Answer, Envelope};
 use crate::error::{Error, ErrorKind, Result};
-use crate::features::{Names, Schema, number};
+use crate::features::Schema;
 use crate::hash::SLOTS;
 use crate::json::{Reader, shorten};
 use crate::ledger::Split;
+use crate::names::{Names, number};
 
 /// Why a version answers, in the order of `turnout.domain.REASONS`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,7 +15,8 @@ use super::assign::Split;
 use super::to_py;
 use crate::columns::{Column, Element};
 use crate::encode::{Answer, Token, half_to_f32};
-use crate::features::{Description, Layout, Scalar, Schema};
+use crate::feature::{Description, Scalar};
+use crate::features::{Layout, Schema};
 use crate::route::{Choice, Plan, Reason, Route as Core, Rules};
 
 /// How one version reads features and writes outputs.

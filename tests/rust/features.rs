@@ -5,8 +5,10 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use turnout_core::columns::{Column, Element};
 use turnout_core::error::{Error, ErrorKind};
-use turnout_core::features::{Description, Layout, Names, Scalar, Schema, number};
+use turnout_core::feature::{Description, Scalar};
+use turnout_core::features::{Layout, Schema};
 use turnout_core::json::Reader;
+use turnout_core::names::{Names, number};
 
 fn feature(name: &str, kind: &str) -> Description {
     Description { name: name.into(), kind: kind.into(), ..Description::default() }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use turnout_core::columns::{Column, Element};
 use turnout_core::error::ErrorKind;
-use turnout_core::features::{Description, Layout, Schema};
+use turnout_core::feature::Description;
+use turnout_core::features::{Layout, Schema};
 use turnout_core::ledger::{Ledger, Split};
 use turnout_core::route::{Choice, Plan, Reason, Route, Rules};
 

@@ -1,10 +1,43 @@
-//! The known name that a person probably meant. Bounded work, whatever name comes.
+//! Names of features: found by their hash, and the known one that a person probably meant.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Names longer than this have no nearest one.
 const LONGEST: usize = 64;
 
 /// How many known names are looked at.
 const MOST: usize = 4096;
+
+/// Hashes a name in one call. Only names of schemas are ever inserted, so nobody can choose them to collide.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NameHasher(u64);
+
+impl Hasher for NameHasher {
+    #[inline]
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 ^= xxh3_64(bytes);
+    }
+
+    #[inline]
+    fn write_u8(&mut self, _: u8) {} // the end mark of a string
+
+    #[inline]
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+/// Numbers by name.
+pub type Names = HashMap<Box<str>, usize, BuildHasherDefault<NameHasher>>;
+
+/// Number names in their order.
+#[must_use]
+pub fn number<'a>(names: impl IntoIterator<Item = &'a str>) -> Names {
+    names.into_iter().enumerate().map(|(index, name)| (name.into(), index)).collect()
+}
 
 /// The name with the fewest edits away, at most a third of its bytes and at most three; ties to the bytewise smallest.
 #[must_use]
