@@ -137,13 +137,12 @@ class Artifacts:
 
     # --- storing ------------------------------------------------------------------------------------------------
 
-    def stage_model(self, path: Path, external: Iterable[str] = ()) -> Staged:
+    def stage_model(self, graph: Path, external: Iterable[str] = ()) -> Staged:
         """Copy a graph and its external data files, whose names are relative to the graph's folder."""
-        source = self._graph_of(path)
         folder = self.aside()
         try:
-            files = [self._copy(source, folder, GRAPH)]
-            files.extend(self._copy(self._beside(source, name), folder, name) for name in external)
+            files = [self._copy(graph, folder, GRAPH)]
+            files.extend(self._copy(self._beside(graph, name), folder, name) for name in external)
             return self.staged(folder, files)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -222,14 +221,6 @@ class Artifacts:
                 # Still in use, or just being made by a process that has not locked it yet.
                 continue
 
-    def _graph_of(self, path: Path) -> Path:
-        if not path.is_dir():
-            return path
-        graphs = sorted(path.glob("*.onnx"))
-        if len(graphs) != 1:
-            raise InvalidModel(f"expected one .onnx file in {path}, found {len(graphs)}")
-        return graphs[0]
-
     def _beside(self, graph: Path, name: str) -> Path:
         """A file of external data; neither its name nor a link may lead out of the graph's folder."""
         found = graph.parent / relative(name)
@@ -248,6 +239,16 @@ class Artifacts:
             raise InvalidModel(f"the model file {source} cannot be read: {error}") from error
         finally:
             writer.close()
+
+
+def graph_of(path: Path) -> Path:
+    """The graph that a path means: the file itself, or the only .onnx file of a folder."""
+    if not path.is_dir():
+        return path
+    graphs = sorted(path.glob("*.onnx"))
+    if len(graphs) != 1:
+        raise InvalidModel(f"expected one .onnx file in {path}, found {len(graphs)}")
+    return graphs[0]
 
 
 def relative(name: str) -> PurePosixPath:

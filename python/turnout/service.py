@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turnout import _core, reports
-from turnout.artifacts import Artifacts, Staged
+from turnout.artifacts import Artifacts, Staged, graph_of
 from turnout.config import Settings, resolve
 from turnout.domain import (
     Assignment,
@@ -35,11 +35,12 @@ from turnout.domain import (
     check_name,
     utc_now,
 )
-from turnout.engine import Probe, features_for, probe_file
 from turnout.errors import InvalidModel, InvalidRequest, NotReady
+from turnout.external import external_files
 from turnout.live import Live
 from turnout.log import log
 from turnout.prediction import Predictor
+from turnout.probe import Probe, features_for, probe_file
 from turnout.records import Author, Committed
 from turnout.registry import Registry
 from turnout.router import Ids, check_entity
@@ -145,7 +146,8 @@ class Turnout:
         )
         check_name("model", model)
         check_name("version", version)
-        staged = self.artifacts.stage_model(Path(path))
+        graph = graph_of(Path(path))
+        staged = self.artifacts.stage_model(graph, external_files(graph))
         return self.register_staged(
             model, version, staged, spec=spec, actor=actor, reason=reason, revision=revision
         )
@@ -444,6 +446,12 @@ class Turnout:
         return Author(actor or getpass.getuser(), reason, revision)
 
     def _probe(self, staged: Staged, spec: VersionSpec) -> Probe:
+        missing = set(external_files(staged.model_path)) - {file.path for file in staged.artifact.files}
+        if missing:
+            raise InvalidModel(
+                f"the model refers to external data ({', '.join(sorted(missing))}), which an upload cannot carry: "
+                "save it as one file, or register its folder on the server"
+            )
         return probe_file(
             staged.model_path,
             device=spec.options.device or self.settings.device,

@@ -52,7 +52,9 @@ class Traffic:
         self.requests: list[Request] = []
         self.failures: list[str] = []
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(n, connections)) for n in range(connections)]
+        self._threads = [
+            threading.Thread(target=self._run, args=(n, connections)) for n in range(connections)
+        ]
 
     def __enter__(self) -> Traffic:
         for thread in self._threads:

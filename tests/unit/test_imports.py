@@ -19,6 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "records": {"domain", "errors", "router", "store"},
     "registry": {"_core", "domain", "errors", "records", "router", "store"},
     "interchange": {"artifacts", "domain", "errors", "records", "registry"},
+    "external": {"errors"},
     "engine": {"domain", "errors"},
     "probe": {"domain", "engine", "errors"},
     "router": {"_core", "domain", "errors"},
@@ -30,8 +31,8 @@ ALLOWED: dict[str, set[str]] = {
     "worker": {"config", "errors", "live", "log", "registry", "runtime", "telemetry"},
     "reports": {"_core", "domain", "errors", "registry", "router", "telemetry"},
     "service": {
-        *("_core", "artifacts", "config", "domain", "engine", "errors", "interchange", "live", "log"),
-        *("prediction", "records", "registry", "reports", "router", "runtime", "telemetry", "worker"),
+        *("_core", "artifacts", "config", "domain", "errors", "external", "interchange", "live", "log"),
+        *("prediction", "probe", "records", "registry", "reports", "router", "runtime", "telemetry", "worker"),
     },
     "api": {"api", "config", "domain", "errors", "log", "service"},
     "serve": {"api", "config", "domain", "errors", "log", "service", "store"},

@@ -12,7 +12,7 @@ from turnout.api.examples import OVERRIDE, PENDING, PROMOTION, READ, SPLITS, WRI
 from turnout.api.threads import threaded
 from turnout.api.writes import Author, Deleted, Reason, changed, read
 from turnout.domain import Test, Version
-from turnout.errors import TestNotFound
+from turnout.errors import NotFound, TestNotFound
 from turnout.service import Turnout
 
 
@@ -158,8 +158,10 @@ def set_override(
 def delete_override(
     hub: Turnout, model: str, entity_id: str, author: Author, reason: Reason = ""
 ) -> Response[Deleted]:
-    """Take the override of an entity away; `deleted` is false where there was none."""
-    return changed(hub, Deleted(hub.delete_override(model, entity_id, reason=reason, **author)))
+    """Take the override of an entity away; 404 where there is none."""
+    if not hub.delete_override(model, entity_id, reason=reason, **author):
+        raise NotFound(f"model {model} has no override for entity {entity_id!r}")
+    return changed(hub, Deleted(deleted=True))
 
 
 ROUTES = [

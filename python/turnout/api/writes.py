@@ -109,6 +109,6 @@ def _actor(value: str | None) -> str:
 
 
 class Deleted(msgspec.Struct, frozen=True):
-    """Whether there was something to delete."""
+    """What was there is gone; where nothing was, the answer is 404."""
 
     deleted: bool
