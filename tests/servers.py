@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ import psutil
 
 START_SECONDS = 25.0
 STOP_SECONDS = 15.0
+NUMBERS = itertools.count(1)
 JSON = {"Content-Type": "application/json"}
 
 
@@ -28,7 +31,7 @@ class Server:
     def __init__(self, data: Path, *, workers: int = 1, port: int = 0, **settings: Any) -> None:
         self.data = data
         self.workers = workers
-        self.log = data.parent / f"{data.name}.log"
+        self.log = data.parent / f"{data.name}-{next(NUMBERS)}.log"
         given = {"host": "127.0.0.1", "drain_seconds": 0.2, "change_seconds": 10.0, **settings}
         given |= {"data": data, "workers": workers, "port": port}
         self._environment = {f"TURNOUT_{name.upper()}": str(value) for name, value in given.items()}
@@ -143,7 +146,9 @@ class Server:
 
     def _all_ready(self) -> bool:
         if self.process.poll() is not None:
-            raise AssertionError(f"the server ended with {self.process.returncode}; its log:\n{self.log_text()}")
+            raise AssertionError(
+                f"the server ended with {self.process.returncode}; its log:\n{self.log_text()}"
+            )
         if len(self.events("ready")) < self.workers:
             return False
         try:
@@ -153,7 +158,9 @@ class Server:
 
     # --- what tests do with it ----------------------------------------------------------------------------------
 
-    def put(self, model: str, version: str, graph: bytes, headers: dict[str, str] | None = None, **spec: Any) -> httpx.Response:
+    def put(
+        self, model: str, version: str, graph: bytes, headers: dict[str, str] | None = None, **spec: Any
+    ) -> httpx.Response:
         """Register a version."""
         files = {"artifact": ("model.onnx", graph), "spec": (None, json.dumps(spec), "application/json")}
         return self.client.put(path(model, "versions", version), files=files, headers=headers)
@@ -168,9 +175,35 @@ class Server:
         activated = self.activate(model, version)
         assert activated.status_code == 200, activated.text
 
-    def predict(self, model: str, features: Any, entity: str | int | None = None, **headers: str) -> httpx.Response:
+    def begin(self, model: str, features: Any = (1, 2)) -> Unfinished:
+        """Begin a prediction, to `complete` it later."""
+        return Unfinished(self.port, model, json.dumps({"features": features}).encode())
+
+    def predict(
+        self, model: str, features: Any, entity: str | int | None = None, **headers: str
+    ) -> httpx.Response:
         body = {"features": features} if entity is None else {"features": features, "entity_id": entity}
         return self.client.post(path(model, "predict"), json=body, headers=headers)
+
+
+class Unfinished:
+    """A prediction of which the server has the head and a part of the body: it is in flight for as long as we like."""
+
+    def __init__(self, port: int, model: str, body: bytes) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=STOP_SECONDS)
+        head = f"POST {path(model, 'predict')} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+        self._socket.sendall(head.encode() + body[:3])
+        self._rest = body[3:]
+
+    def complete(self) -> bytes:
+        """Send the rest; the answer up to the end of the connection or 64 KiB, whichever is first."""
+        self._socket.sendall(self._rest)
+        with self._socket:
+            return self._socket.recv(65536)
+
+    def close(self) -> None:
+        """Go away."""
+        self._socket.close()
 
 
 def path(model: str, *rest: str) -> str:

@@ -207,7 +207,8 @@ def test_a_running_job_keeps_its_place_until_it_ends() -> None:
 
 def test_a_client_that_goes_while_it_sends_frees_its_place() -> None:
     async def test(hub: Hub, front: Front) -> None:
-        client = Client("/v1/models/m/predict", b"{", headers={"content-length": "2"})
+        client = Client("/v1/models/m/predict", headers={"content-length": "2"})
+        client.incoming.put_nowait({"type": "http.request", "body": b"{", "more_body": True})
         sending = served(front, client)
         await until(lambda: front.in_flight == 1)
         client.go()
