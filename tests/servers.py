@@ -69,7 +69,7 @@ class Server:
                 start_new_session=True,
             )
 
-    def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
+    def send(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Send a signal to the first process of the server."""
         self.process.send_signal(number)
 
@@ -79,7 +79,7 @@ class Server:
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal and wait for the end; the exit status."""
-        self.signal(number)
+        self.send(number)
         return self.wait()
 
     def close(self) -> None:

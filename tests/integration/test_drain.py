@@ -31,7 +31,7 @@ def test_what_is_in_flight_ends_before_the_server_does(tmp_path: Path, number: s
         server.release("churn", "v1", GRAPH)
         family = server.family()
         begun = server.begin("churn")
-        server.signal(number)
+        server.send(number)
         wait_for(lambda: ready(server) == 503, 1.0, "readyz to turn 503")
         assert server.predict("churn", [1, 2]).status_code == 200, "requests are answered while it drains"
         wait_for(lambda: _refuses(server), 5, "the server to stop listening")
@@ -83,7 +83,7 @@ def test_idle_connections_do_not_hold_up_the_end(tmp_path: Path) -> None:
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     with Server(tmp_path / "data", workers=2, drain_seconds=20) as server:
         family = server.family()
-        server.signal(signal.SIGTERM)
+        server.send(signal.SIGTERM)
         wait_for(lambda: server.events("drain"), 5, "the drain")
         started = time.monotonic()
         assert server.stop() == 0
@@ -107,14 +107,14 @@ def test_draining_is_forgotten_by_the_next_start(tmp_path: Path) -> None:
     for _ in range(2):
         with Server(tmp_path / "data") as server:
             assert ready(server) == 200
-            server.signal(signal.SIGTERM)
+            server.send(signal.SIGTERM)
             wait_for(lambda running=server: ready(running) == 503, START_SECONDS, "readyz to turn 503")
             assert server.wait() == 0
 
 
 def test_one_server_draining_leaves_another_on_the_same_data_ready(tmp_path: Path) -> None:
     with Server(tmp_path / "data") as staying, Server(tmp_path / "data", drain_seconds=1.0) as going:
-        going.signal(signal.SIGTERM)
+        going.send(signal.SIGTERM)
         wait_for(lambda: ready(going) == 503, 1.0, "readyz to turn 503")
         assert ready(staying) == 200
         assert going.wait() == 0

@@ -125,7 +125,7 @@ def test_the_server_listens_on_loopback_only(server: Server) -> None:
 def test_a_hangup_replaces_the_workers(tmp_path: Path) -> None:
     with Server(tmp_path / "data", workers=1) as server:
         before = {child.pid for child in server.family()}
-        server.signal(signal.SIGHUP)
+        server.send(signal.SIGHUP)
         wait_for(
             lambda: len(server.events("ready")) > 1 and not before & {c.pid for c in server.family()},
             START_SECONDS,

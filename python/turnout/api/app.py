@@ -20,7 +20,7 @@ from turnout.api.front import Front, check_json
 from turnout.api.problems import of_anything, of_litestar, of_turnout
 from turnout.api.writes import author
 from turnout.errors import InvalidRequest, TurnoutError, UnsupportedMediaType
-from turnout.service import VERSION, Turnout
+from turnout.service import Turnout
 
 ADMIN_THREADS = 16
 """A change may wait for a minute until all workers have loaded a version; this many wait beside each other."""
@@ -71,7 +71,7 @@ def application(
         on_shutdown=on_shutdown,
         openapi_config=OpenAPIConfig(
             title="Turnout",
-            version=VERSION,
+            version=hub.status().turnout,
             description=DESCRIPTION,
             path="/schema",
             render_plugins=[JsonRenderPlugin()],

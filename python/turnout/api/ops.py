@@ -12,7 +12,7 @@ from litestar.params import Parameter
 from turnout.api.examples import READ
 from turnout.api.threads import threaded
 from turnout.domain import AuditEvent, Status
-from turnout.service import VERSION, Turnout
+from turnout.service import Turnout
 
 METRICS = "text/plain; version=0.0.4"
 
@@ -41,10 +41,11 @@ class Index(msgspec.Struct, frozen=True):
     ready: str = "/readyz"
 
 
-@get("/", operation_id="index", summary="Where to go from here", tags=["operations"], sync_to_thread=False)
-def index() -> Index:
+@get("/", operation_id="index", summary="Where to go from here", tags=["operations"])
+@threaded
+def index(hub: Turnout) -> Index:
     """The version of Turnout and the main routes."""
-    return Index(turnout=VERSION)
+    return Index(turnout=hub.status().turnout)
 
 
 @get("/livez", operation_id="live", summary="Alive?", tags=["operations"], sync_to_thread=False)

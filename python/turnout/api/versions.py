@@ -14,7 +14,7 @@ from turnout.api.threads import threaded
 from turnout.api.upload import Upload, body_of, boundary_of
 from turnout.api.writes import Author, Deleted, Reason, changed, read
 from turnout.domain import Version, check_name
-from turnout.errors import VersionNotFound
+from turnout.errors import ModelNotFound, VersionNotFound
 from turnout.service import Staged, Turnout, VersionSpec
 
 VERSION = "/v1/models/{model:str}/versions/{version:str}"
@@ -134,9 +134,16 @@ def delete_version(
 def _register(
     hub: Turnout, model: str, version: str, staged: Staged, spec: VersionSpec, author: Author, reason: str
 ) -> Response[Version]:
-    known = hub.get_version(model, version) is not None
+    known = _is_known(hub, model, version)
     registered = hub.register_staged(model, version, staged, spec=spec, reason=reason, **author)
     return changed(hub, registered, created=not known)
+
+
+def _is_known(hub: Turnout, model: str, version: str) -> bool:
+    try:
+        return hub.get_version(model, version) is not None
+    except ModelNotFound:
+        return False
 
 
 def _found(hub: Turnout, model: str, version: str) -> Version:
