@@ -48,6 +48,9 @@ pub enum ErrorKind {
     /// A request without features.
     #[error("missing field \"features\"")]
     MissingFeatures,
+    /// An entity id of another type, or text that is not Unicode.
+    #[error("an entity id is a string or an integer, found {0}")]
+    Entity(String),
     /// Offsets of an Arrow array that fall or leave its data.
     #[error("offsets must rise and stay inside the data")]
     Offsets,

@@ -47,7 +47,7 @@ impl Ledger {
             }
         }
         if stacks.len() > MAX_ARMS {
-            return Err(ErrorKind::SplitArms(stacks.len()).into());
+            return Err(ErrorKind::Ledger(format!("{} arms, more than {MAX_ARMS}", stacks.len())).into());
         }
         match owned.iter().position(|owned| !owned) {
             Some(slot) => Err(ErrorKind::Ledger(format!("slot {slot} has no owner")).into()),
@@ -61,11 +61,13 @@ impl Ledger {
     }
 
     /// Slots by arm.
+    #[must_use]
     pub fn counts(&self) -> impl ExactSizeIterator<Item = (&str, usize)> {
         self.stacks.iter().map(|(arm, stack)| (arm.as_str(), stack.len()))
     }
 
     /// The stacks as runs.
+    #[must_use]
     pub fn runs(&self) -> impl ExactSizeIterator<Item = (&str, Vec<Run>)> {
         self.stacks.iter().map(|(arm, stack)| (arm.as_str(), to_runs(stack)))
     }
@@ -221,8 +223,8 @@ impl Split {
     /// The arm of an entity, as an index into `arms`, and its slot.
     #[inline]
     #[must_use]
-    pub fn assign(&self, entity: &str) -> (u8, u32) {
-        let slot = self.salt.slot(entity.as_bytes());
+    pub fn assign(&self, entity: impl AsRef<[u8]>) -> (u8, u32) {
+        let slot = self.salt.slot(entity.as_ref());
         (self.owner(slot), slot)
     }
 

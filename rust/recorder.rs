@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::error::{ErrorKind, Result};
 
-/// Buckets in each power of two, and its logarithm.
-const STEPS: u64 = 32;
+/// Buckets in each power of two: its logarithm, and the number.
 const STEP_BITS: u32 = 5;
+const STEPS: u64 = 1 << STEP_BITS;
 /// Times of 2^37 ns (137 s) and more fall into the last bucket.
 const MAX_BITS: u32 = 37;
-const BUCKETS: usize = ((MAX_BITS - STEP_BITS + 1) as usize) * STEPS as usize;
+const BUCKETS: usize = ((MAX_BITS - STEP_BITS + 1) << STEP_BITS) as usize;
 /// First byte of a dump; another format gets another.
 const FORMAT: u64 = 1;
 
@@ -136,8 +136,10 @@ impl Histogram {
     /// How many times are below each bound in nanoseconds; a bound inside a bucket leaves that bucket out.
     #[must_use]
     pub fn cumulative(&self, bounds: &[u64]) -> Vec<u64> {
-        let below =
-            |bound: u64| (0..BUCKETS).take_while(|bucket| floor_of(bucket + 1) <= bound).map(|b| self.0[b]).sum();
+        let below = |bound: u64| {
+            let inside = self.0.iter().enumerate().take_while(|(bucket, _)| floor_of(bucket + 1) <= bound);
+            inside.fold(0_u64, |sum, (_, count)| sum.saturating_add(*count))
+        };
         bounds.iter().map(|bound| below(*bound)).collect()
     }
 
@@ -212,9 +214,12 @@ impl Totals {
             ..Self::default()
         };
         for histogram in [&mut totals.latency, &mut totals.overhead] {
+            let mut next = 0;
             for _ in 0..read(&mut bytes)? {
-                let bucket = usize::try_from(read(&mut bytes)?).ok().and_then(|bucket| histogram.0.get_mut(bucket));
-                *bucket.ok_or(ErrorKind::Dump)? = read(&mut bytes)?;
+                let bucket = read(&mut bytes)?;
+                let place = usize::try_from(bucket).ok().filter(|_| bucket >= next);
+                *place.and_then(|place| histogram.0.get_mut(place)).ok_or(ErrorKind::Dump)? = read(&mut bytes)?;
+                next = bucket + 1;
             }
         }
         if bytes.is_empty() { Ok(totals) } else { Err(ErrorKind::Dump.into()) }
@@ -296,6 +301,8 @@ mod tests {
         assert!(Totals::from_dump(&[]).is_err());
         assert!(Totals::from_dump(&[0xff; 40]).is_err());
         assert!(Totals::from_dump(&[1, 0, 0, 0, 1, 0xff, 0xff, 0x7f, 1, 0]).is_err());
+        assert!(Totals::from_dump(&[1, 0, 0, 0, 2, 7, 1, 7, 1, 0]).is_err(), "a bucket twice");
+        assert!(Totals::from_dump(&[1, 0, 0, 0, 2, 7, 1, 8, 1, 0]).is_ok());
     }
 
     #[test]

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use numpy::{AllowTypeChange, PyArray1, PyArrayLike1, PyReadonlyArray1};
+use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyMapping};
 
-use super::{entity, to_py};
+use super::{to_py, to_py_in_row, with_entity};
 use crate::error::{Error, ErrorKind};
 use crate::hash::{SLOTS, Salt};
 use crate::ledger::{Ledger as CoreLedger, Run, Split as CoreSplit};
@@ -16,14 +17,14 @@ use crate::ledger::{Ledger as CoreLedger, Run, Split as CoreSplit};
 #[pyfunction]
 #[pyo3(signature = (salt, entity))]
 pub fn hash_entity(salt: &str, entity: &Bound<'_, PyAny>) -> PyResult<u64> {
-    Ok(Salt::new(salt).hash(super::entity(entity)?.as_bytes()))
+    with_entity(entity, |entity| Salt::new(salt).hash(entity.as_bytes())).map_err(to_py)
 }
 
 /// The slot of an entity.
 #[pyfunction]
 #[pyo3(signature = (salt, entity))]
 pub fn slot(salt: &str, entity: &Bound<'_, PyAny>) -> PyResult<u32> {
-    Ok(Salt::new(salt).slot(super::entity(entity)?.as_bytes()))
+    with_entity(entity, |entity| Salt::new(salt).slot(entity.as_bytes())).map_err(to_py)
 }
 
 /// Which arm owns each slot, and in which order it got them.
@@ -38,7 +39,9 @@ impl Ledger {
     }
 
     #[staticmethod]
-    fn from_runs(runs: HashMap<String, Vec<Run>>) -> PyResult<Self> {
+    fn from_runs(runs: &Bound<'_, PyMapping>) -> PyResult<Self> {
+        let runs: HashMap<String, Vec<Run>> =
+            extract(runs).map_err(|fault| to_py(ErrorKind::Ledger(fault.to_string()).into()))?;
         CoreLedger::from_runs(runs).map(Self).map_err(to_py)
     }
 
@@ -47,8 +50,8 @@ impl Ledger {
         self.0.arms().collect()
     }
 
-    #[expect(clippy::needless_pass_by_value, reason = "PyO3 hands over mappings by value")]
-    fn apply(&self, weights: BTreeMap<String, f64>) -> PyResult<(Self, usize)> {
+    fn apply(&self, weights: &Bound<'_, PyMapping>) -> PyResult<(Self, usize)> {
+        let weights: BTreeMap<String, f64> = extract(weights)?;
         let (ledger, moved) = self.0.apply(&weights).map_err(to_py)?;
         Ok((Self(ledger), moved))
     }
@@ -74,6 +77,13 @@ impl Ledger {
     }
 }
 
+/// Any mapping, by way of the dict that `PyO3` reads.
+fn extract<'py, T: FromPyObjectOwned<'py>>(mapping: &Bound<'py, PyMapping>) -> PyResult<T> {
+    let dict = PyDict::new(mapping.py());
+    dict.update(mapping)?;
+    dict.extract().map_err(Into::into)
+}
+
 /// A ledger and a salt, ready for look-ups.
 #[pyclass(frozen, module = "turnout._core")]
 pub struct Split(Arc<CoreSplit>);
@@ -84,14 +94,10 @@ impl Split {
         Arc::clone(&self.0)
     }
 
-    /// Assign bulk ids without holding up other Python threads.
-    fn detached<'py>(
-        &self,
-        py: Python<'py>,
-        work: impl FnOnce(&CoreSplit) -> Vec<u8> + Send,
-    ) -> Bound<'py, PyArray1<u8>> {
+    /// Bulk work that does not hold up other Python threads: the one place that releases the GIL.
+    fn detached<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&CoreSplit) -> T + Send) -> T {
         let split = &*self.0;
-        PyArray1::from_vec(py, py.detach(|| work(split)))
+        py.detach(|| work(split))
     }
 }
 
@@ -113,13 +119,14 @@ impl Split {
     }
 
     fn assign(&self, entity: &Bound<'_, PyAny>) -> PyResult<(u8, u32)> {
-        Ok(self.0.assign(&super::entity(entity)?))
+        with_entity(entity, |entity| self.0.assign(entity)).map_err(to_py)
     }
 
     fn assign_strings<'py>(&self, py: Python<'py>, entities: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyArray1<u8>>> {
         let mut arms = Vec::with_capacity(entities.len()?);
-        for id in entities.try_iter()? {
-            arms.push(self.0.assign(&entity(&id?)?).0);
+        for (row, entity) in entities.try_iter()?.enumerate() {
+            let arm = with_entity(&entity?, |entity| self.0.assign(entity).0);
+            arms.push(arm.map_err(|error| to_py_in_row(&error, row))?);
         }
         Ok(PyArray1::from_vec(py, arms))
     }
@@ -129,30 +136,38 @@ impl Split {
         py: Python<'py>,
         entities: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyArray1<u8>>> {
-        if let Ok(signed) = entities.extract::<PyReadonlyArray1<'py, i64>>() {
+        let arms = if let Ok(signed) = entities.extract::<PyReadonlyArray1<'py, i64>>() {
             let ids = signed.as_slice()?;
-            return Ok(self.detached(py, |split| assign_integers(split, ids)));
-        }
-        let unsigned = entities.extract::<PyReadonlyArray1<'py, u64>>()?;
-        let ids = unsigned.as_slice()?;
-        Ok(self.detached(py, |split| assign_integers(split, ids)))
+            self.detached(py, |split| assign_integers(split, ids))
+        } else {
+            let unsigned = entities.extract::<PyReadonlyArray1<'py, u64>>()?;
+            let ids = unsigned.as_slice()?;
+            self.detached(py, |split| assign_integers(split, ids))
+        };
+        Ok(PyArray1::from_vec(py, arms))
     }
 
     #[expect(clippy::needless_pass_by_value, reason = "PyO3 hands over arrays by value")]
     fn assign_utf8<'py>(
         &self,
         py: Python<'py>,
-        offsets: PyArrayLike1<'py, i64, AllowTypeChange>,
+        offsets: &Bound<'py, PyAny>,
         data: PyReadonlyArray1<'py, u8>,
     ) -> PyResult<Bound<'py, PyArray1<u8>>> {
-        let (offsets, data) = (offsets.as_slice()?, data.as_slice()?);
-        let text = checked_text(offsets, data).map_err(to_py)?;
-        Ok(self.detached(py, |split| assign_text(split, offsets, text)))
+        let data = data.as_slice()?;
+        let arms = if let Ok(short) = offsets.extract::<PyReadonlyArray1<'py, i32>>() {
+            let offsets = short.as_slice()?;
+            self.detached(py, |split| assign_spans(split, offsets, data))
+        } else {
+            let long = offsets.extract::<PyReadonlyArray1<'py, i64>>()?;
+            let offsets = long.as_slice()?;
+            self.detached(py, |split| assign_spans(split, offsets, data))
+        };
+        Ok(PyArray1::from_vec(py, arms.map_err(to_py)?))
     }
 
     fn synthetic_counts(&self, py: Python<'_>, count: u64) -> Vec<u64> {
-        let split = &*self.0;
-        py.detach(|| {
+        self.detached(py, |split| {
             let mut counts = vec![0; split.arms().len()];
             let mut digits = itoa::Buffer::new();
             for id in 0..count {
@@ -168,18 +183,13 @@ fn assign_integers<I: itoa::Integer + Copy>(split: &CoreSplit, ids: &[I]) -> Vec
     ids.iter().map(|id| split.assign(digits.format(*id)).0).collect()
 }
 
-/// The data as text, if every offset rises and lies on a boundary inside of it.
-fn checked_text<'a>(offsets: &[i64], data: &'a [u8]) -> Result<&'a str, Error> {
-    let fault = || Error::from(ErrorKind::Offsets);
-    let end = usize::try_from(offsets.last().copied().unwrap_or(0)).map_err(|_| fault())?;
-    let text = std::str::from_utf8(data.get(..end).ok_or_else(fault)?).map_err(|_| fault())?;
-    let rises = offsets.windows(2).all(|pair| pair[0] <= pair[1]);
-    let inside = |offset: &i64| usize::try_from(*offset).is_ok_and(|offset| text.is_char_boundary(offset));
-    if rises && offsets.iter().all(inside) { Ok(text) } else { Err(fault()) }
-}
-
-fn assign_text(split: &CoreSplit, offsets: &[i64], text: &str) -> Vec<u8> {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to lie inside the text")]
-    let entity = |pair: &[i64]| &text[pair[0] as usize..pair[1] as usize];
-    offsets.windows(2).map(|pair| split.assign(entity(pair)).0).collect()
+/// Each span is checked when it is read: without the GIL another thread may be writing to the arrays.
+fn assign_spans<O: Copy + TryInto<usize>>(split: &CoreSplit, offsets: &[O], data: &[u8]) -> Result<Vec<u8>, Error> {
+    let at = |offset: O| offset.try_into().ok();
+    let mut arms = Vec::with_capacity(offsets.len().saturating_sub(1));
+    for pair in offsets.windows(2) {
+        let entity = at(pair[0]).zip(at(pair[1])).and_then(|(start, end)| data.get(start..end));
+        arms.push(split.assign(entity.ok_or(ErrorKind::Offsets)?).0);
+    }
+    Ok(arms)
 }

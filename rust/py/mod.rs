@@ -4,10 +4,8 @@ mod assign;
 mod recorder;
 mod route;
 
-use std::borrow::Cow;
-
-use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyDict, PyInt, PyString};
 
 use crate::error::{Error, ErrorKind};
@@ -48,25 +46,43 @@ fn class_of(kind: &ErrorKind) -> &'static str {
 /// An error of the core as the exception that Python raises.
 #[expect(clippy::needless_pass_by_value, reason = "the signature that `map_err` wants")]
 fn to_py(error: Error) -> PyErr {
-    Python::attach(|py| exception(py, &error).unwrap_or_else(|failure| failure))
+    Python::attach(|py| exception(py, &error, None).unwrap_or_else(|failure| failure))
 }
 
-fn exception(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
+/// The same for an error in one row of many.
+fn to_py_in_row(error: &Error, row: usize) -> PyErr {
+    Python::attach(|py| exception(py, error, Some(row)).unwrap_or_else(|failure| failure))
+}
+
+fn exception(py: Python<'_>, error: &Error, row: Option<usize>) -> PyResult<PyErr> {
+    // At the first error and not with this module, which the package imports while it is being imported itself.
+    static ERRORS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+    let errors = ERRORS.get_or_try_init(py, || py.import("turnout.errors").map(Bound::unbind))?;
+
     let place = PyDict::new(py);
+    place.set_item("row", row)?;
     place.set_item("feature", error.feature())?;
     place.set_item("position", error.position)?;
-    let class = py.import("turnout.errors")?.getattr(class_of(&error.kind))?;
+    let class = errors.bind(py).getattr(class_of(&error.kind))?;
     Ok(PyErr::from_value(class.call((error.to_string(),), Some(&place))?))
 }
 
-/// An entity id as text: a string as it is, an integer as its decimal string.
-fn entity<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<Cow<'a, str>> {
+/// Hand an entity id over as text: a string as it is, an integer as its decimal string.
+fn with_entity<T>(value: &Bound<'_, PyAny>, work: impl FnOnce(&str) -> T) -> Result<T, Error> {
+    let refuse = |found: &str| Error::from(ErrorKind::Entity(found.to_owned()));
     if let Ok(text) = value.cast::<PyString>() {
-        return Ok(Cow::Borrowed(text.to_str()?));
+        return text.to_str().map(work).map_err(|_| refuse("a string with a lone surrogate"));
     }
-    if value.is_instance_of::<PyInt>() && !value.is_instance_of::<PyBool>() {
-        return Ok(Cow::Owned(value.str()?.to_str()?.to_owned()));
+    if !value.is_instance_of::<PyInt>() || value.is_instance_of::<PyBool>() {
+        return Err(refuse(&value.get_type().name().map(|name| name.to_string()).unwrap_or_default()));
     }
-    let found = value.get_type().name()?;
-    Err(PyTypeError::new_err(format!("an entity id is a string or an integer, found {found}")))
+    if let Ok(number) = value.extract::<i64>() {
+        return Ok(work(itoa::Buffer::new().format(number)));
+    }
+    // `__index__` first: a subclass may print itself as something else.
+    let digits = value.call_method0("__index__").and_then(|number| number.str());
+    match digits.as_ref().map(|digits| digits.to_str()) {
+        Ok(Ok(digits)) => Ok(work(digits)),
+        _ => Err(refuse("an integer of too many digits")),
+    }
 }

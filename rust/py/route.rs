@@ -12,7 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyString, PyTuple};
 
 use super::assign::Split;
-use super::to_py;
+use super::{to_py, with_entity};
 use crate::columns::{Column, Element};
 use crate::encode::{Answer, Token, half_to_f32};
 use crate::feature::{Description, Scalar};
@@ -29,6 +29,7 @@ type DescriptionTuple<'py> = (String, String, Vec<String>, Option<Bound<'py, PyA
 impl VersionPlan {
     #[new]
     fn new(
+        py: Python<'_>,
         version: &str,
         layout: &str,
         dtypes: Vec<String>,
@@ -46,9 +47,16 @@ impl VersionPlan {
             .map(|name| Element::from_name(name).ok_or_else(|| fault(format!("no element type {name:?}"))))
             .collect::<PyResult<Vec<_>>>()?;
         let descriptions = features.into_iter().map(describe).collect::<PyResult<Vec<_>>>()?;
-        let schema = Schema::new(layout, &elements, &descriptions).map_err(fault)?;
+        let schema = Schema::new(layout, &elements, &descriptions)
+            .map_err(|problem| invalid_model(py, format!("version {version}: {problem}")))?;
         Ok(Self(Arc::new(Plan { schema, outputs })))
     }
+}
+
+/// A schema that does not fit the model's inputs: the mistake of the person who registers it.
+fn invalid_model(py: Python<'_>, problem: String) -> PyErr {
+    let raised = py.import("turnout.errors").and_then(|errors| errors.getattr("InvalidModel")?.call1((problem,)));
+    raised.map_or_else(|failure| failure, PyErr::from_value)
 }
 
 fn describe((name, kind, values, default, nullable): DescriptionTuple<'_>) -> PyResult<Description> {
@@ -105,7 +113,7 @@ impl Route {
     fn assign(&self, entity: Option<Bound<'_, PyAny>>) -> PyResult<(usize, u8, Option<u32>)> {
         let choice = match entity {
             None => self.0.assign(None),
-            Some(entity) => self.0.assign(Some(&super::entity(&entity)?)),
+            Some(entity) => with_entity(&entity, |entity| self.0.assign(Some(entity))).and_then(|choice| choice),
         };
         let Choice { version, reason, slot } = choice.map_err(to_py)?;
         Ok((version, reason as u8, slot))

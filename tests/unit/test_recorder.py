@@ -1,0 +1,74 @@
+"""Series and Totals at the Python boundary."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from turnout import _core
+from turnout.errors import InvalidDocument
+
+
+def recorded(*pairs: tuple[int, int], errors: int = 0) -> _core.Series:
+    series = _core.Series()
+    for total, model in pairs:
+        series.record(total, model)
+    for _ in range(errors):
+        series.record_error()
+    return series
+
+
+def test_dumps_add_up() -> None:
+    first = recorded((1_000_000, 400_000), (3_000_000, 1_000_000), errors=1)
+    second = recorded((2_000_000, 2_500_000), errors=2)
+    totals = _core.Totals([first.dump(), second.dump()])
+    assert totals.requests == 6
+    assert totals.errors == 3
+    assert totals.latency_sum == pytest.approx(0.006)
+    assert totals.overhead_sum == pytest.approx(0.0026)
+    assert _core.Totals([totals.dump()]).dump() == totals.dump()
+
+
+def test_quantiles_are_within_their_buckets() -> None:
+    totals = _core.Totals([recorded(*((n * 1000, n * 900) for n in range(1, 10_001))).dump()])
+    for q in (0.5, 0.95, 0.99):
+        assert totals.latency(q) == pytest.approx(q * 0.01, rel=0.032)
+        assert totals.overhead(q) == pytest.approx(q * 0.001, rel=0.032)
+
+
+def test_nothing_recorded_has_no_quantiles() -> None:
+    totals = _core.Totals([])
+    assert totals.requests == 0
+    assert totals.latency(0.5) is None
+    assert totals.overhead(0.5) is None
+
+
+def test_buckets_are_cumulative() -> None:
+    totals = _core.Totals([recorded((500, 400), (2_000_000, 0), (2**60, 0)).dump()])
+    assert totals.latency_buckets([-1.0, 1e-6, 0.005, 1.0, float("inf")]) == [0, 1, 2, 2, 3]
+    assert totals.overhead_buckets([128e-9, float("inf")]) == [1, 3]
+
+
+@pytest.mark.parametrize("dump", [b"", b"\x02\0\0\0\0\0", b"\xff" * 40, b"\1\0\0\0\1", b"\1\0\0\0\0\0\0"])
+def test_other_bytes_are_refused(dump: bytes) -> None:
+    with pytest.raises(InvalidDocument, match="dump"):
+        _core.Totals([dump])
+
+
+def test_no_dump_can_overflow_the_sums() -> None:
+    most = b"\xff" * 9 + b"\1"
+    hostile = b"\1" + most * 3 + (b"\2\0" + most + b"\1" + most) * 2
+    totals = _core.Totals([hostile, hostile])
+    assert totals.requests == totals.latency_buckets([1.0])[0] == 2**64 - 1
+
+
+def test_threads_lose_nothing() -> None:
+    series = _core.Series()
+    threads = [
+        threading.Thread(target=lambda: [series.record(1000, 500) for _ in range(5000)]) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert _core.Totals([series.dump()]).requests == 20_000
