@@ -43,9 +43,7 @@ def probe_file(
 ) -> Probe:
     """Load and run a model file in a child process, bounded in time and address space.
 
-    Args:
-        device: where to run it, as in the settings.
-        width: number of features, for a matrix that leaves it open.
+    `width` is the number of features, for a matrix that leaves it open.
 
     Raises:
         InvalidModel: for what is no model, cannot run, takes too long, or ends the child.

@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from turnout import _core, reports
+from turnout import _core, interchange, reports
 from turnout.artifacts import Artifacts, Staged, graph_of
 from turnout.config import Settings, resolve
 from turnout.domain import (
@@ -43,7 +43,7 @@ from turnout.prediction import Predictor
 from turnout.probe import Probe, features_for, probe_file
 from turnout.records import Author, Committed
 from turnout.registry import Registry
-from turnout.router import Ids, check_entity
+from turnout.router import Ids, check_entity, plan_of
 from turnout.runtime import Runtime
 from turnout.telemetry import Merged, Telemetry, fold, prometheus
 from turnout.worker import Worker
@@ -181,6 +181,7 @@ class Turnout:
                 metadata=spec.metadata,
                 options=spec.options,
             )
+            plan_of(candidate)  # refuses here what no worker could compile later
             author = self._author(actor, reason, revision)
             return self._commit(lambda: self.registry.register(candidate, staged.place, author))
         finally:
@@ -422,6 +423,69 @@ class Turnout:
     def last_change(self) -> Change | None:
         """Where the last change that this thread made has arrived."""
         return getattr(self._local, "change", None)
+
+    # --- the whole registry -------------------------------------------------------------------------------------
+
+    def export_registry(self, artifacts: IO[bytes] | None = None) -> dict[str, Any]:
+        """The registry as plain JSON data; with a file, also written there as a tar that carries the model files."""
+        document = self.registry.read(interchange.document_of)
+        if artifacts is not None:
+            interchange.write_archive(document, self.artifacts, artifacts)
+        return msgspec.to_builtins(document)
+
+    def import_registry(
+        self,
+        source: Mapping[str, Any] | IO[bytes],
+        *,
+        replace: bool = False,
+        actor: str | None = None,
+        reason: str = "",
+    ) -> list[str]:
+        """Take an export, as plain JSON data or as a tar with the model files, or an export of PrisML; the names.
+
+        Raises:
+            ImportConflict: something that is here, a running test say, would be changed or lost, without `replace`.
+            InvalidDocument: it is no export, or model files are missing.
+        """
+        author = self._author(actor, reason, None)
+        if isinstance(source, Mapping):
+            if interchange.is_prisml(source):
+                return self._import_prisml(interchange.parse_prisml(source), author)
+            document, staged = interchange.parse(source), {}
+        else:
+            document, staged = interchange.read_archive(source, self.artifacts)
+        try:
+            interchange.refuse_incomplete(interchange.missing_artifacts(document, self.artifacts, staged))
+            return self._commit(
+                lambda: self.registry.rewrite(
+                    lambda r: interchange.restore(r, document, staged, overwrite=replace, author=author)
+                )
+            )
+        finally:
+            for files in staged.values():
+                files.discard()
+
+    def _import_prisml(self, models: dict[str, list[interchange.PrismlVersion]], author: Author) -> list[str]:
+        for model, versions in models.items():
+            for version in versions:
+                self.register_version(
+                    model,
+                    version.version,
+                    version.model_path,
+                    accuracy=version.accuracy,
+                    metrics=version.numbers,
+                    metadata={
+                        **version.metadata,
+                        "created_at": version.created_at,
+                        "deployed_at": version.deployed_at,
+                    },
+                    actor=author.actor,
+                    reason=author.reason or "import from PrisML",
+                )
+            for version in versions:
+                if version.is_active:
+                    self.activate_version(model, version.version, actor=author.actor, reason=author.reason)
+        return list(models)
 
     # --- serving ------------------------------------------------------------------------------------------------
 

@@ -187,9 +187,8 @@ def prometheus(
 ) -> bytes:
     """Everything in the text format 0.0.4.
 
-    Args:
-        shares: configured share of the traffic by model and version.
-        generation: the one of the registry; each worker's own is beside it.
+    `shares` are the configured shares of the traffic by model and version; `generation` is that of the registry, each
+    worker's own is beside it.
     """
     registry = CollectorRegistry()
     registry.register(_Once([*merged.families(), *_states(workers, shares, generation)]))

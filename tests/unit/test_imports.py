@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "artifacts": {"domain", "errors"},
     "records": {"domain", "errors", "router", "store"},
     "registry": {"_core", "domain", "errors", "records", "router", "store"},
-    "interchange": {"artifacts", "domain", "errors", "records", "registry"},
+    "interchange": {"_core", "artifacts", "domain", "errors", "records", "registry"},
     "external": {"errors"},
     "engine": {"domain", "errors"},
     "probe": {"domain", "engine", "errors"},
