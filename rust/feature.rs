@@ -60,18 +60,23 @@ pub struct Feature {
 }
 
 impl Kind {
+    /// `float` is what a feature is called that was only named: so its input says whether it is an integer or a bool.
     fn new(description: &Description, element: Element) -> std::result::Result<Self, String> {
         let kind = match (description.kind.as_str(), element) {
             ("float", Element::F32 | Element::F64) => Self::Float { nullable: description.nullable },
             ("float" | "int", Element::I32 | Element::I64) | ("int", Element::F32 | Element::F64) => Self::Int,
-            ("bool", Element::F32 | Element::F64 | Element::I32 | Element::I64 | Element::Bool) => Self::Bool,
+            ("float", Element::Bool)
+            | ("bool", Element::F32 | Element::F64 | Element::I32 | Element::I64 | Element::Bool) => Self::Bool,
             ("category", Element::F32 | Element::F64 | Element::I32 | Element::I64 | Element::Text) => {
                 let values: Vec<Box<str>> = description.values.iter().map(|value| value.as_str().into()).collect();
                 let index = number(description.values.iter().map(String::as_str));
                 Self::Category { values, index }
             }
             ("string", Element::Text) => Self::Text,
-            (kind, element) => return Err(format!("a feature of type {kind:?} does not fit an input of {element:?}")),
+            (kind, element) => {
+                let name = &description.name;
+                return Err(format!("feature {name:?} of type {kind} does not fit an input of {element}"));
+            }
         };
         Ok(kind)
     }

@@ -92,6 +92,9 @@ class VersionPlan:
     feature, `dtypes[i]` for feature i. Element types: float32, float64, int32, int64, bool, and object (strings,
     columns only). `features` are (name, type, values, default, nullable) in the schema's order; a version without
     names ("" for each) takes lists only. `outputs` are the names of the outputs in the order of `Route.encode`.
+    A `float` on an integer or bool input takes integers, or true and false.
+
+    Raises InvalidModel for features that do not fit the inputs.
     """
 
     def __new__(

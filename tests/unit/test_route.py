@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from turnout import _core
 from turnout.domain import REASONS
-from turnout.errors import InvalidFeatures, InvalidRequest, NoActiveVersion, PredictionFailed
+from turnout.errors import InvalidFeatures, InvalidModel, InvalidRequest, NoActiveVersion, PredictionFailed
 
 FLOATS = [("a", "float", (), None, False), ("b", "float", (), None, False)]
 
@@ -141,7 +141,7 @@ def test_the_nearest_known_name_is_offered():
 def test_bodies_are_bytes_and_indices_stay_inside():
     with pytest.raises(TypeError):
         route().prepare('{"features": [1, 2]}')
-    with pytest.raises(TypeError):
+    with pytest.raises(InvalidRequest):
         route().assign(1.5)
     with pytest.raises(IndexError):
         route().prepare(b'{"features": [1, 2]}', 1)
@@ -153,6 +153,17 @@ def test_bodies_are_bytes_and_indices_stay_inside():
         plan(layout="rows")
     with pytest.raises(ValueError, match="not one of 1 versions"):
         route(active=1)
+
+
+def test_features_that_do_not_fit_the_inputs_are_refused():
+    with pytest.raises(
+        InvalidModel, match='version v1: feature "a" of type string does not fit an input of float32'
+    ):
+        plan([("a", "string", (), None, False)])
+    with pytest.raises(InvalidModel, match="default of feature"):
+        plan([("a", "float", (), 1e300, False)])
+    with pytest.raises(InvalidModel, match="expected 1 element types, found 2"):
+        plan(dtypes=["float32", "float32"])
 
 
 def outputs_of(answer: bytes) -> dict:
