@@ -5,47 +5,45 @@ A change writes the new state, an event of the audit log and the next generation
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from datetime import datetime
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
 from turnout import records
-from turnout._core import Ledger
 from turnout.domain import (
-    Arm,
     AuditEvent,
     Deployment,
     History,
     LedgerRevision,
     Model,
-    Runs,
     Test,
-    TestStatus,
     Version,
     check_name,
-    utc_now,
 )
-from turnout.errors import (
-    Conflict,
-    InvalidRequest,
-    InvalidSplit,
-    RevisionConflict,
-    StorageError,
-    TestNotFound,
-    VersionExists,
-    VersionInUse,
-    VersionNotFound,
-)
+from turnout.errors import Conflict, StorageError, VersionNotFound
 from turnout.records import Author, Committed, Records
 from turnout.router import ModelRecord
 from turnout.store import Beacon, Store
+from turnout.transitions import (
+    check_revision,
+    check_text,
+    check_unused,
+    checked,
+    deploy,
+    end_test,
+    existing,
+    normal,
+    running,
+    same,
+    start_test,
+    step_test,
+)
 
 MAX_OVERRIDES = 10_000
 MAX_OVERRIDE_ID_BYTES = 256
-KEPT_FORMER = 2
+MAX_SALT_BYTES = 256
 
 
 class RegistrySnapshot(NamedTuple):
@@ -60,7 +58,10 @@ class Registry:
     """The registry of a data directory; any number of processes may have it open at once."""
 
     def __init__(self, data: Path, *, map_size: int) -> None:
-        data.mkdir(parents=True, exist_ok=True)
+        try:
+            data.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"the data directory {data} cannot be made: {error}") from error
         self._store = Store(data / "registry.lmdb", map_size=map_size)
         self.beacon = Beacon(data / "runtime.beacon")
         self.beacon.raise_to(Beacon.GENERATION, self.generation())
@@ -156,6 +157,7 @@ class Registry:
         """
         check_name("model", version.model)
         check_name("version", version.version)
+        version = normal(version)
 
         def change(r: Records) -> Committed:
             head = r.find(version.model) or Model(
@@ -163,13 +165,14 @@ class Registry:
             )
             found = r.version(version.model, version.version)
             if found is not None:
-                return Committed(_same(found, version), head, r.generation)
+                return Committed(same(found, version), head, r.generation)
             check_revision(head, author)
             added = replace(version, ordinal=head.versions_registered + 1)
             place()
             r.put_version(added)
             after = replace(head, versions_registered=added.ordinal)
-            return r.commit("register", author, head, after, added, label=added.version)
+            facts = {"artifact": added.artifact.sha256}
+            return r.commit("register", author, head, after, added, label=added.version, facts=facts)
 
         return self._change(change)
 
@@ -217,18 +220,26 @@ class Registry:
             check_unused(r, head, label)
             r.delete_version(model, label)
             after = replace(head, former=tuple(former for former in head.former if former != label))
-            return r.commit("delete", author, head, after, version, label=label)
+            was = {"artifact": version.artifact.sha256}
+            return r.commit("delete", author, head, after, version, label=label, before=was)
 
         committed = self._change(change)
         if committed.value is not None:
-            self.collect(committed.value.artifact.sha256, collect)
+            self.collect([committed.value.artifact.sha256], collect)
         return committed._replace(value=committed.value is not None)
 
-    def collect(self, digest: str, remove: Callable[[str], None]) -> None:
-        """Remove the files of a digest unless a version refers to it; under the write lock, so that none can come."""
+    def collect(self, digests: Iterable[str], remove: Callable[[str], None]) -> None:
+        """Remove the files of those digests that no version refers to.
+
+        Happens under the write lock, so that no version can come to refer to them meanwhile. With the digests of all
+        stored files this removes what a process that was killed has left.
+        """
+        offered = set(digests)
+        if not offered - self._read(lambda r: r.digests()):
+            return
 
         def check(r: Records) -> None:
-            if not r.refers_to(digest):
+            for digest in sorted(offered - r.digests()):
                 remove(digest)
 
         self._change(check)
@@ -243,6 +254,8 @@ class Registry:
         Raises InvalidSplit for weights that are no split, VersionNotFound for an arm that is not registered,
         Conflict for another salt than the running test has.
         """
+        if salt is not None:
+            check_text("the salt of a test", salt, MAX_SALT_BYTES)
 
         def change(r: Records) -> Committed:
             head = r.model(model)
@@ -293,10 +306,7 @@ class Registry:
 
     def set_override(self, model: str, entity: str, label: str, author: Author) -> Committed:
         """Send one entity to one version. Raises Conflict past 10,000 overrides a model."""
-        if len(entity.encode()) > MAX_OVERRIDE_ID_BYTES or "\0" in entity:
-            raise InvalidRequest(
-                f"the entity id of an override has at most {MAX_OVERRIDE_ID_BYTES} bytes and no NUL"
-            )
+        check_text("the entity id of an override", entity, MAX_OVERRIDE_ID_BYTES)
 
         def change(r: Records) -> Committed:
             head, _ = checked(r, model, label, author)
@@ -344,146 +354,5 @@ class Registry:
     def _change(self, work: Callable[[Records], Any]) -> Any:  # noqa: ANN401
         result = self._store.change(lambda transaction: work(Records(transaction)))
         if isinstance(result, Committed):
-            self.beacon.raise_to(Beacon.GENERATION, result.generation)
+            self.beacon.advance(Beacon.GENERATION, result.generation)
         return result
-
-
-def check_revision(head: Model, author: Author) -> None:
-    """Raise RevisionConflict if the author has read another revision than the present one."""
-    if author.revision is not None and author.revision != head.revision:
-        raise RevisionConflict(
-            f"model {head.name} is at revision {head.revision}, not {author.revision}: "
-            "somebody else changed it; read it again and decide anew"
-        )
-
-
-def existing(r: Records, model: str, label: str) -> Version:
-    """A version that must be there. Raises VersionNotFound."""
-    version = r.version(model, label)
-    if version is None:
-        raise VersionNotFound(f"Version {label} not found for model {model}")
-    return version
-
-
-def checked(r: Records, model: str, label: str, author: Author) -> tuple[Model, Version]:
-    """The head and a version, both there and at the revision that the author has read."""
-    head = r.model(model)
-    version = existing(r, model, label)
-    check_revision(head, author)
-    return head, version
-
-
-def check_unused(r: Records, head: Model, label: str) -> None:
-    """Raise VersionInUse for a version that answers requests."""
-    if head.active == label:
-        raise VersionInUse(
-            f"Version {label} is the active version of model {head.name}; activate another one first"
-        )
-    test = r.running(head)
-    if test is not None and label in test.weights:
-        raise VersionInUse(
-            f"Version {label} is an arm of the running test {test.id} of model {head.name}; end it first"
-        )
-    held = [entity for entity, version in r.overrides(head.name).items() if version == label]
-    if held:
-        raise VersionInUse(
-            f"Version {label} is the target of {len(held)} overrides, such as the one of {held[0]!r}"
-        )
-
-
-def running(r: Records, head: Model) -> Test:
-    """The running test. Raises TestNotFound."""
-    test = r.running(head)
-    if test is None:
-        raise TestNotFound(f"no test runs on model {head.name}")
-    return test
-
-
-def deploy(r: Records, head: Model, label: str, action: str, author: Author) -> Model:
-    """The head with another active version; notes the end of the old stay and the beginning of the new one."""
-    if head.active == label:
-        return head
-    now = utc_now()
-    r.end_deployment(head.name, now)
-    r.put_deployment(head.name, Deployment(label, now, action, author.actor, author.reason))
-    left = () if head.active is None else (head.active,)
-    former = (*left, *(name for name in head.former if name not in {label, head.active}))[:KEPT_FORMER]
-    return replace(head, active=label, former=former)
-
-
-def end_test(r: Records, head: Model, status: TestStatus, winner: str | None = None) -> Model:
-    """The head without its running test, if it has one."""
-    test = r.running(head)
-    if test is None:
-        return head
-    r.put_test(replace(test, status=status, winner=winner, ended_at=utc_now()))
-    return replace(head, test_id=None)
-
-
-def start_test(head: Model, weights: dict[str, float], salt: str | None) -> tuple[Model, Test, Runs]:
-    """A new test: the baseline owns every slot, then the weights are applied."""
-    number = head.tests_started + 1
-    baseline = head.active if head.active in weights else _heaviest(weights)
-    now = utc_now()
-    ledger, _ = Ledger.start(baseline).apply(weights)
-    test = Test(
-        id=str(number),
-        model=head.name,
-        salt=f"{head.name}/{number}" if salt is None else salt,
-        arms=_arms(ledger, weights),
-        revision=1,
-        status="running",
-        started_at=now,
-        changed_at=now,
-    )
-    return replace(head, test_id=test.id, tests_started=number), test, ledger.runs()
-
-
-def step_test(
-    r: Records, head: Model, test: Test, weights: dict[str, float], salt: str | None
-) -> tuple[Model, Test, Runs]:
-    """The running test with new weights."""
-    if salt is not None and salt != test.salt:
-        raise Conflict(
-            f"test {test.id} of model {head.name} runs with salt {test.salt!r}; stop it to use another one"
-        )
-    present = r.ledger(head.name, test.id, test.revision)
-    if present is None:
-        raise StorageError(
-            f"test {test.id} of model {head.name} has lost the ledger of revision {test.revision}"
-        )
-    ledger, _ = Ledger.from_runs(present.runs).apply(weights)
-    stepped = replace(
-        test, arms=_arms(ledger, weights), revision=test.revision + 1, changed_at=_after(test.changed_at)
-    )
-    return head, stepped, ledger.runs()
-
-
-def _after(earlier: datetime) -> datetime:
-    """The present time, or the earlier one where the clock has been set back, so that revisions stay in order."""
-    return max(utc_now(), earlier)
-
-
-def _heaviest(weights: Mapping[str, float]) -> str:
-    """The arm with the largest weight, ties to the bytewise smallest name."""
-    if not weights:
-        raise InvalidSplit("a split has 1 to 256 arms, found 0")
-    return min(weights, key=lambda arm: (-weights[arm], arm.encode()))
-
-
-def _arms(ledger: Ledger, weights: Mapping[str, float]) -> tuple[Arm, ...]:
-    total = sum(weights.values())
-    counts = ledger.counts()
-    return tuple(Arm(version=arm, weight=weights[arm] / total, slots=counts[arm]) for arm in ledger.arms)
-
-
-def _same(found: Version, offered: Version) -> Version:
-    """The version that is there, if the offered one says the same. Raises VersionExists."""
-    present = replace(offered, created_at=found.created_at, ordinal=found.ordinal)
-    if found == present:
-        return found
-    fields = [name for name in Version.__struct_fields__ if getattr(found, name) != getattr(present, name)]
-    raise VersionExists(
-        f"Version {found.version} of model {found.model} is registered with other content ({', '.join(fields)}); "
-        "versions are immutable, choose another label"
-    )

@@ -9,10 +9,10 @@ import fcntl
 import mmap
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import lmdb
 
@@ -20,6 +20,8 @@ from turnout.errors import StorageError
 
 T = TypeVar("T")
 SEPARATOR = b"\0"
+MAX_KEY_BYTES = 511
+"""What LMDB is compiled with; a longer key cannot be stored, so looking for one finds nothing."""
 
 
 def key(*parts: str | bytes | int) -> bytes:
@@ -30,7 +32,8 @@ def key(*parts: str | bytes | int) -> bytes:
 def _part(part: str | bytes | int) -> bytes:
     if isinstance(part, int):
         return part.to_bytes(8, "big")
-    return part.encode() if isinstance(part, str) else part
+    # A lone surrogate is no text and names nothing, but looking for it must not fail.
+    return part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
 
 
 class Transaction:
@@ -41,7 +44,7 @@ class Transaction:
 
     def get(self, at: bytes) -> bytes | None:
         """The value at a key."""
-        return self._inner.get(at)
+        return self._inner.get(at) if len(at) <= MAX_KEY_BYTES else None
 
     def put(self, at: bytes, value: bytes) -> None:
         """Set the value at a key."""
@@ -49,14 +52,16 @@ class Transaction:
 
     def delete(self, at: bytes) -> bool:
         """Remove a key; whether it was there."""
-        return self._inner.delete(at)
+        return self._inner.delete(at) if len(at) <= MAX_KEY_BYTES else False
 
     def scan(self, *prefix: str | bytes | int, after: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
         """What lies under a prefix, in the order of the keys, as (the rest of the key, value).
 
-        Ends before a change of the table while scanning; with `after`, begins behind that rest.
+        With `after`, begins behind that rest. Take all of it before changing what lies there.
         """
         head = key(*prefix) + SEPARATOR
+        if len(head) > MAX_KEY_BYTES:
+            return
         cursor = self._inner.cursor()
         found = cursor.set_range(head if after is None else head + after + b"\0")
         while found and (at := cursor.key()).startswith(head):
@@ -77,8 +82,8 @@ class Transaction:
 class _Environment:
     """LMDB opens a file once a process: this is that opening, shared, with a gate that lets the map grow alone."""
 
-    opened: dict[tuple[int, int], _Environment] = {}  # noqa: RUF012
-    lock = threading.Lock()
+    opened: ClassVar[dict[tuple[int, int], _Environment]] = {}
+    lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, path: str, map_size: int, *, sync: bool) -> None:
         self.path = path
@@ -95,8 +100,34 @@ class _Environment:
         except (lmdb.Error, OSError) as error:
             raise StorageError(f"{path} cannot be opened: {error}") from error
 
+    @classmethod
+    def acquire(cls, identity: tuple[int, int], path: str, map_size: int, *, sync: bool) -> _Environment:
+        """The opening of this file in this process, with one more user."""
+        with cls.lock:
+            found = cls.opened.get(identity)
+            if found is None:
+                found = cls.opened[identity] = cls(path, map_size, sync=sync)
+            found.users += 1
+            return found
+
+    def release(self, identity: tuple[int, int]) -> None:
+        """One user less; the last one closes. Nothing to do in a child: `forget` has closed what it inherited."""
+        with _Environment.lock:
+            self.users -= 1
+            if self.users == 0 and self.pid == os.getpid():
+                self.lmdb.close()
+                _Environment.opened.pop(identity, None)
+
+    @classmethod
+    def forget(cls) -> None:
+        """In a forked child: LMDB must not be used across a fork, so close everything; stores open it again."""
+        cls.lock = threading.Lock()  # another thread of the parent may have held it
+        for environment in cls.opened.values():
+            environment.lmdb.close()
+        cls.opened.clear()
+
     @contextmanager
-    def transaction(self, *, write: bool) -> Iterator[Transaction]:
+    def transaction(self, *, write: bool) -> Generator[Transaction]:
         """One transaction, aborted by an exception; never open while the map is resized."""
         with self._gate:
             self._gate.wait_for(lambda: not self._growing)
@@ -124,6 +155,9 @@ class _Environment:
                 self._gate.notify_all()
 
 
+os.register_at_fork(after_in_child=_Environment.forget)
+
+
 class Store:
     """One LMDB file, open in any number of processes and any number of times in each.
 
@@ -134,27 +168,18 @@ class Store:
 
     def __init__(self, path: Path, *, map_size: int, sync: bool = True) -> None:
         self.path = path
-        with _Environment.lock:
-            self._identity = _identity(path)
-            found = _Environment.opened.get(self._identity)
-            if found is None or found.pid != os.getpid():
-                found = _Environment(str(path), map_size, sync=sync)
-                _Environment.opened[self._identity] = found
-            found.users += 1
-        self._environment = found
+        self._map_size = map_size
+        self._sync = sync
         self._closed = False
+        self._reopening = threading.Lock()
+        self._environment = self._open()
 
     def close(self) -> None:
         """Let go of the file. Idempotent."""
         if self._closed:
             return
         self._closed = True
-        environment = self._environment
-        with _Environment.lock:
-            environment.users -= 1
-            if environment.users == 0 and environment.pid == os.getpid():
-                environment.lmdb.close()
-                _Environment.opened.pop(self._identity, None)
+        self._environment.release(self._identity)
 
     def replaced(self) -> bool:
         """Whether the file at the path is another one by now, or gone."""
@@ -179,19 +204,37 @@ class Store:
         if self._closed:
             raise StorageError(f"{self.path} is closed")
         while True:
+            environment = self._present()
             try:
-                with self._environment.transaction(write=write) as transaction:
+                with environment.transaction(write=write) as transaction:
                     return work(transaction)
             except lmdb.MapFullError:
-                self._resize(self._environment.lmdb.info()["map_size"] * 2)
+                # A reader that was killed keeps old pages from being used again; the map grows all the same.
+                environment.lmdb.reader_check()
+                self._resize(environment, environment.lmdb.info()["map_size"] * 2)
             except lmdb.MapResizedError:
-                self._resize(0)
+                self._resize(environment, 0)
+            except lmdb.ReadersFullError as error:
+                if environment.lmdb.reader_check() == 0:
+                    raise StorageError(f"{self.path}: too many processes read it at once: {error}") from error
             except lmdb.Error as error:
                 raise StorageError(f"{self.path}: {error}; the last committed state stands") from error
 
-    def _resize(self, size: int) -> None:
+    def _open(self) -> _Environment:
+        self._identity = _identity(self.path)
+        return _Environment.acquire(self._identity, str(self.path), self._map_size, sync=self._sync)
+
+    def _present(self) -> _Environment:
+        """The environment of this process, which in a forked child is not the one that the store was made with."""
+        if self._environment.pid != os.getpid():
+            with self._reopening:
+                if self._environment.pid != os.getpid():
+                    self._environment = self._open()
+        return self._environment
+
+    def _resize(self, environment: _Environment, size: int) -> None:
         try:
-            self._environment.resize(size)
+            environment.resize(size)
         except (lmdb.Error, OSError) as error:
             raise StorageError(f"{self.path}: the map cannot grow to {size} bytes: {error}") from error
 
@@ -216,16 +259,26 @@ class Beacon:
     SIZE = 8 * 8
 
     def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._path = path
         self._lock = threading.Lock()  # flock tells processes apart, not threads
-        with self._locked():
-            if os.fstat(self._fd).st_size < self.SIZE:
-                os.ftruncate(self._fd, self.SIZE)
-        self._map = mmap.mmap(self._fd, self.SIZE)
+        self._pid = 0
+        self._fd = -1
+        try:
+            with self._locked():
+                if os.fstat(self._fd).st_size < self.SIZE:
+                    os.ftruncate(self._fd, self.SIZE)
+                self._map = mmap.mmap(self._fd, self.SIZE)
+        except (OSError, ValueError) as error:
+            raise StorageError(f"{path} cannot be opened: {error}") from error
         self.words = memoryview(self._map).cast("Q")
 
     def __getitem__(self, word: int) -> int:
         return self.words[word]
+
+    def advance(self, word: int, value: int) -> None:
+        """Raise a word to `value`, and in any case by one, so that everybody looks even after a restored backup."""
+        with self._locked():
+            self.words[word] = max(self.words[word] + 1, value)
 
     def raise_to(self, word: int, value: int) -> None:
         """Set a word to `value` unless it is already greater."""
@@ -234,20 +287,31 @@ class Beacon:
 
     def step(self, word: int) -> None:
         """Add one to a word."""
-        with self._locked():
-            self.words[word] += 1
+        self.advance(word, 0)
 
     def close(self) -> None:
-        """Let go of the file."""
-        self.words.release()
-        self._map.close()
-        os.close(self._fd)
+        """Let go of the file. Idempotent."""
+        if self._fd >= 0:
+            self.words.release()
+            self._map.close()
+            os.close(self._fd)
+            self._fd = -1
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> Generator[None]:
         with self._lock:
+            self._own()
             fcntl.flock(self._fd, fcntl.LOCK_EX)
             try:
                 yield
             finally:
                 fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def _own(self) -> None:
+        """A descriptor opened by this process: one inherited over a fork shares its lock with the parent."""
+        if self._pid == os.getpid():
+            return
+        inherited, self._fd = self._fd, os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._pid = os.getpid()
+        if inherited >= 0:
+            os.close(inherited)

@@ -1,0 +1,207 @@
+"""What a change does to the records of one model: the checks before it and the next state of head and tests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import datetime
+
+import msgspec
+from msgspec.structs import replace
+
+from turnout import records
+from turnout._core import Ledger
+from turnout.domain import (
+    Arm,
+    Deployment,
+    Model,
+    Runs,
+    Test,
+    TestStatus,
+    Version,
+    utc_now,
+)
+from turnout.errors import (
+    Conflict,
+    InvalidRequest,
+    InvalidSplit,
+    RevisionConflict,
+    StorageError,
+    TestNotFound,
+    VersionExists,
+    VersionInUse,
+    VersionNotFound,
+)
+from turnout.records import Author, Records
+
+KEPT_FORMER = 2
+
+
+def check_text(what: str, text: str, limit: int) -> None:
+    """Raise InvalidRequest unless this is UTF-8 of at most `limit` bytes without NUL."""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"{what} must be text: {error}") from error
+    if size > limit or "\0" in text:
+        raise InvalidRequest(f"{what} has at most {limit} bytes and no NUL, found {size} bytes")
+
+
+def normal(version: Version) -> Version:
+    """The version as it is read back from the store. Raises InvalidRequest for what JSON cannot carry exactly."""
+    what = f"version {version.version} of model {version.model} cannot be stored"
+    try:
+        if not _finite(msgspec.to_builtins(version, str_keys=True)):
+            raise InvalidRequest(f"{what}: expected finite numbers, found NaN or an infinity")
+        return records.VERSION.decode(records.encode(version))
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+        raise InvalidRequest(f"{what}: {error}") from error
+
+
+def _finite(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(_finite(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return all(_finite(item) for item in value)
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def check_revision(head: Model, author: Author) -> None:
+    """Raise RevisionConflict if the author has read another revision than the present one."""
+    if author.revision is not None and author.revision != head.revision:
+        raise RevisionConflict(
+            f"model {head.name} is at revision {head.revision}, not {author.revision}: "
+            "somebody else changed it; read it again and decide anew"
+        )
+
+
+def existing(r: Records, model: str, label: str) -> Version:
+    """A version that must be there. Raises VersionNotFound."""
+    version = r.version(model, label)
+    if version is None:
+        raise VersionNotFound(f"Version {label} not found for model {model}")
+    return version
+
+
+def checked(r: Records, model: str, label: str, author: Author) -> tuple[Model, Version]:
+    """The head and a version, both there and at the revision that the author has read."""
+    head = r.model(model)
+    version = existing(r, model, label)
+    check_revision(head, author)
+    return head, version
+
+
+def check_unused(r: Records, head: Model, label: str) -> None:
+    """Raise VersionInUse for a version that answers requests."""
+    if head.active == label:
+        raise VersionInUse(
+            f"Version {label} is the active version of model {head.name}; activate another one first"
+        )
+    test = r.running(head)
+    if test is not None and label in test.weights:
+        raise VersionInUse(
+            f"Version {label} is an arm of the running test {test.id} of model {head.name}; end it first"
+        )
+    held = [entity for entity, version in r.overrides(head.name).items() if version == label]
+    if held:
+        raise VersionInUse(
+            f"Version {label} is the target of {len(held)} overrides, such as the one of {held[0]!r}"
+        )
+
+
+def running(r: Records, head: Model) -> Test:
+    """The running test. Raises TestNotFound."""
+    test = r.running(head)
+    if test is None:
+        raise TestNotFound(f"no test runs on model {head.name}")
+    return test
+
+
+def deploy(r: Records, head: Model, label: str, action: str, author: Author) -> Model:
+    """The head with another active version; notes the end of the old stay and the beginning of the new one."""
+    if head.active == label:
+        return head
+    now = utc_now()
+    r.end_deployment(head.name, now)
+    r.put_deployment(head.name, Deployment(label, now, action, author.actor, author.reason))
+    left = () if head.active is None else (head.active,)
+    former = (*left, *(name for name in head.former if name not in {label, head.active}))[:KEPT_FORMER]
+    return replace(head, active=label, former=former)
+
+
+def end_test(r: Records, head: Model, status: TestStatus, winner: str | None = None) -> Model:
+    """The head without its running test, if it has one."""
+    test = r.running(head)
+    if test is None:
+        return head
+    r.put_test(replace(test, status=status, winner=winner, ended_at=utc_now()))
+    return replace(head, test_id=None)
+
+
+def start_test(head: Model, weights: dict[str, float], salt: str | None) -> tuple[Model, Test, Runs]:
+    """A new test: the baseline owns every slot, then the weights are applied."""
+    number = head.tests_started + 1
+    baseline = head.active if head.active in weights else _heaviest(weights)
+    now = utc_now()
+    ledger, _ = Ledger.start(baseline).apply(weights)
+    test = Test(
+        id=str(number),
+        model=head.name,
+        salt=f"{head.name}/{number}" if salt is None else salt,
+        arms=_arms(ledger, weights),
+        revision=1,
+        status="running",
+        started_at=now,
+        changed_at=now,
+    )
+    return replace(head, test_id=test.id, tests_started=number), test, ledger.runs()
+
+
+def step_test(
+    r: Records, head: Model, test: Test, weights: dict[str, float], salt: str | None
+) -> tuple[Model, Test, Runs]:
+    """The running test with new weights."""
+    if salt is not None and salt != test.salt:
+        raise Conflict(
+            f"test {test.id} of model {head.name} runs with salt {test.salt!r}; stop it to use another one"
+        )
+    present = r.ledger(head.name, test.id, test.revision)
+    if present is None:
+        raise StorageError(
+            f"test {test.id} of model {head.name} has lost the ledger of revision {test.revision}"
+        )
+    ledger, _ = Ledger.from_runs(present.runs).apply(weights)
+    stepped = replace(
+        test, arms=_arms(ledger, weights), revision=test.revision + 1, changed_at=_after(test.changed_at)
+    )
+    return head, stepped, ledger.runs()
+
+
+def _after(earlier: datetime) -> datetime:
+    """The present time, or the earlier one where the clock has been set back, so that revisions stay in order."""
+    return max(utc_now(), earlier)
+
+
+def _heaviest(weights: Mapping[str, float]) -> str:
+    """The arm with the largest weight, ties to the bytewise smallest name."""
+    if not weights:
+        raise InvalidSplit("a split has 1 to 256 arms, found 0")
+    return min(weights, key=lambda arm: (-weights[arm], arm.encode()))
+
+
+def _arms(ledger: Ledger, weights: Mapping[str, float]) -> tuple[Arm, ...]:
+    total = math.fsum(weights.values())
+    counts = ledger.counts()
+    return tuple(Arm(version=arm, weight=weights[arm] / total, slots=counts[arm]) for arm in ledger.arms)
+
+
+def same(found: Version, offered: Version) -> Version:
+    """The version that is there, if the offered one says the same. Raises VersionExists."""
+    present = replace(offered, created_at=found.created_at, ordinal=found.ordinal)
+    if found == present:
+        return found
+    fields = [name for name in Version.__struct_fields__ if getattr(found, name) != getattr(present, name)]
+    raise VersionExists(
+        f"Version {found.version} of model {found.model} is registered with other content ({', '.join(fields)}); "
+        "versions are immutable, choose another label"
+    )
