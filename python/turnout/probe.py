@@ -16,13 +16,14 @@ from typing import Any
 
 import msgspec
 
-from turnout.domain import Feature, Layout, Signature, Tensor
+from turnout.domain import Feature, FeatureType, Layout, Signature, Tensor
 from turnout.engine import NUMPY_TYPES, Session, flatten, open_session, rows_of, signature_parts
 from turnout.errors import DeviceUnavailable, InvalidModel, TurnoutError
 
 METADATA_KEY = "turnout.features"
 MATRIX_TYPES = frozenset({"float", "double", "int32", "int64"})
 COLUMN_TYPES = frozenset({"float", "double", "int32", "int64", "bool", "string"})
+FEATURE_TYPES: dict[str, FeatureType] = {"string": "string", "bool": "bool", "int32": "int", "int64": "int"}
 DIMENSIONS = 2
 
 
