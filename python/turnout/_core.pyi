@@ -69,9 +69,12 @@ class Split:
     salt: str
     def __new__(cls, ledger: Ledger, salt: str) -> Split: ...
     def assign(self, entity: str | int) -> tuple[int, int]:
-        """Index into `arms`, and the slot."""
+        """Index into `arms`, and the slot. Raises InvalidRequest for anything but a string or an integer."""
     def assign_strings(self, entities: Sequence[str]) -> NDArray[np.uint8]:
-        """Indices into `arms` for a list of strings (or of integers, or mixed)."""
+        """Indices into `arms` for a list of strings (or of integers, or mixed).
+
+        Raises InvalidRequest, with `row`, for anything else and for strings with lone surrogates.
+        """
     def assign_integers(self, entities: NDArray[np.int64] | NDArray[np.uint64]) -> NDArray[np.uint8]:
         """Indices into `arms` for integers, each taken as its decimal string; releases the GIL."""
     def assign_utf8(
