@@ -187,12 +187,18 @@ class Server:
 
 
 class Unfinished:
-    """A prediction of which the server has the head and a part of the body: it is in flight for as long as we like."""
+    """A prediction that the server has begun to read: it is in flight for as long as we like."""
 
     def __init__(self, port: int, model: str, body: bytes) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=STOP_SECONDS)
-        head = f"POST {path(model, 'predict')} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
-        self._socket.sendall(head.encode() + body[:3])
+        head = (
+            f"POST {path(model, 'predict')} HTTP/1.1\r\nHost: localhost\r\n"
+            f"Expect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        self._socket.sendall(head.encode())
+        # A server says this when it begins to read the body.
+        assert self._socket.recv(64).startswith(b"HTTP/1.1 100")
+        self._socket.sendall(body[:3])
         self._rest = body[3:]
 
     def complete(self) -> bytes:

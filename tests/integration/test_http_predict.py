@@ -157,7 +157,7 @@ def test_a_wrong_method_says_which_are_right(server: Server) -> None:
 def test_the_openapi_document_shows_predictions_with_examples(server: Server) -> None:
     document = server.client.get("/schema/openapi.json").json()
     operation = document["paths"]["/v1/models/{model}/predict"]["post"]
-    assert operation["requestBody"]["content"]["application/json"]["examples"]
+    assert operation["requestBody"]["content"]["application/json"]["schema"]["examples"]
     assert operation["responses"]["200"]["content"]["application/json"]["examples"]
     assert "application/problem+json" in operation["responses"]["400"]["content"]
     assert "/v1/models/{model}/versions/{version}/predict" in document["paths"]
@@ -191,7 +191,6 @@ def test_more_in_flight_than_may_be_is_429_until_a_client_goes(tmp_path: Path) -
     with Server(tmp_path / "data", max_in_flight=2) as server:
         server.release("churn", "v1", GRAPH, features=NAMES)
         first, second = server.begin("churn"), server.begin("churn")
-        wait_for(lambda: server.predict("churn", [1, 2]).status_code == 429, 5, "429")
         refused = server.predict("churn", [1, 2])
         assert_problem(refused, 429, "too_many_requests")
         assert refused.headers["retry-after"] == "1"
