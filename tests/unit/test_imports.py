@@ -14,6 +14,7 @@ ALLOWED: dict[str, set[str]] = {
     "log": set(),
     "domain": {"errors"},
     "config": {"errors"},
+    "settings_page": {"config"},
     "store": {"errors"},
     "artifacts": {"domain", "errors"},
     "records": {"domain", "errors", "router", "store"},
