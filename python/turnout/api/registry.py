@@ -105,18 +105,14 @@ def _document(body: bytes) -> dict[str, Any]:
         raise InvalidDocument(f"expected a JSON document: {error}") from error
     if not isinstance(document, dict):
         raise InvalidDocument(f"expected a JSON object, found {type(document).__name__}")
-    if "format" not in document and any("modelPath" in entry for entry in _entries(document)):
+    if "format" not in document:
+        # Only an export of PrisML has no format, and its model files are paths: none is ever followed from here.
         raise InvalidDocument(
-            "this is an export of PrisML, whose versions are files of the machine that it names (modelPath); a path is "
-            "never taken over HTTP. Run `turnout import` on the server's machine, or upload each file with PUT "
-            "/v1/models/{model}/versions/{version}"
+            "expected an export of Turnout, which says so in `format`. An export of PrisML names files of a machine "
+            "(modelPath), and a path is never taken over HTTP: run `turnout import` on the machine of the files, or "
+            "upload each with PUT /v1/models/{model}/versions/{version}"
         )
     return document
-
-
-def _entries(document: dict[str, Any]) -> list[dict[str, Any]]:
-    lists = [value for value in document.values() if isinstance(value, list)]
-    return [entry for entries in lists for entry in entries if isinstance(entry, dict)]
 
 
 async def _after(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -29,7 +29,7 @@ S_co = TypeVar("S_co", covariant=True)
 class Writer(Protocol[S_co]):
     """Where an upload goes: what `Artifacts.stage_stream` returns."""
 
-    def write(self, data: bytes) -> object:
+    def write(self, chunk: bytes, /) -> object:
         """Append; raises PayloadTooLarge past the limit."""
         ...
 

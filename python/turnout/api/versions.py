@@ -15,7 +15,7 @@ from turnout.api.upload import Upload, body_of, boundary_of
 from turnout.api.writes import Author, Deleted, Reason, changed, read
 from turnout.domain import Version, check_name
 from turnout.errors import ModelNotFound, VersionNotFound
-from turnout.service import Staged, Turnout, VersionSpec
+from turnout.service import Turnout
 
 VERSION = "/v1/models/{model:str}/versions/{version:str}"
 SPEC = {
@@ -82,7 +82,13 @@ async def put_version(
         await upload.read(boundary, body_of(request))
         spec = upload.spec()
         staged = await upload.staged()
-    return await asyncio.to_thread(_register, hub, model, version, staged, spec, author, reason)
+
+    def register() -> Response[Version]:
+        known = _is_known(hub, model, version)
+        registered = hub.register_staged(model, version, staged, spec=spec, reason=reason, **author)
+        return changed(hub, registered, created=not known)
+
+    return await asyncio.to_thread(register)
 
 
 @get(
@@ -129,14 +135,6 @@ def delete_version(
     if not hub.delete_version(model, version, reason=reason, **author):
         raise _missing(model, version)
     return changed(hub, Deleted(deleted=True))
-
-
-def _register(
-    hub: Turnout, model: str, version: str, staged: Staged, spec: VersionSpec, author: Author, reason: str
-) -> Response[Version]:
-    known = _is_known(hub, model, version)
-    registered = hub.register_staged(model, version, staged, spec=spec, reason=reason, **author)
-    return changed(hub, registered, created=not known)
 
 
 def _is_known(hub: Turnout, model: str, version: str) -> bool:
