@@ -456,6 +456,8 @@ class Turnout:
             document, staged = interchange.read_archive(source, self.artifacts)
         try:
             interchange.refuse_incomplete(interchange.missing_artifacts(document, self.artifacts, staged))
+            for version in (version for model in document.models for version in model.versions):
+                plan_of(version)
             return self._commit(
                 lambda: self.registry.rewrite(
                     lambda r: interchange.restore(r, document, staged, overwrite=replace, author=author)

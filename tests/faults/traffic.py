@@ -6,6 +6,7 @@ import http.client
 import json
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
@@ -20,7 +21,7 @@ class Timeline:
         now = time.perf_counter()
         self.steps.append((now, now, frozenset(allowed)))
 
-    def change(self, call: object, allowed: set[str]) -> None:
+    def change(self, call: Callable[[], object], allowed: set[str]) -> None:
         """Make a change by calling `call`, and note from when to when it was under way."""
         called = time.perf_counter()
         # Noted before the call returns, so that a request that ends meanwhile may already have seen it.
@@ -65,6 +66,10 @@ class Traffic:
         self._stop.set()
         for thread in self._threads:
             thread.join(30)
+
+    def wait(self) -> None:
+        """Let some time pass."""
+        self._stop.wait(0.02)
 
     def _run(self, first: int, step: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
