@@ -35,8 +35,9 @@ def external_files(graph: Path) -> list[str]:
         with graph.open("rb") as file:
             if not graph.stat().st_size:
                 raise InvalidModel(f"{graph.name} is empty")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
-                return sorted(set(_locations(view, "model", 0)))
+            # Not closed by hand: while an error is on its way, its trace still holds views into the map.
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return sorted(set(_locations(memoryview(mapped), "model", 0)))
     except OSError as error:
         raise InvalidModel(f"{graph} cannot be read: {error}") from error
 

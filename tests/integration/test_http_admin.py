@@ -72,6 +72,8 @@ def test_the_parts_of_an_upload_come_in_any_order(server: Server) -> None:
         ({"artifact": ("m", b"")}, 422, "invalid_model"),
         ({"artifact": ("m", b"not a model")}, 422, "invalid_model"),
         ({"artifact": ("m", ONE[: len(ONE) // 2])}, 422, "invalid_model"),
+        ({"artifact": ("m", b"\x3a\xff\x01\x2a" + bytes(range(256)) * 10)}, 422, "invalid_model"),
+        ({"artifact": ("m", b"\x3a\x05\x2a\x03\x0a\x7f\x00")}, 422, "invalid_model"),
     ],
 )
 def test_bad_uploads_are_refused(server: Server, files: Any, status: int, code: str) -> None:
