@@ -98,10 +98,13 @@ def resolve_device(device: str) -> str:
 
 
 class Session:
-    """A loaded version. `run` may be called by many threads at once; the last one to let go frees it."""
+    """A loaded version. `run` may be called by many threads at once; the last one to let go frees it.
+
+    `inner` is the session of onnxruntime.
+    """
 
     def __init__(self, session: ort.InferenceSession, device: str) -> None:
-        self._session = session
+        self.inner = session
         self.device = device
         self.providers: tuple[str, ...] = tuple(session.get_providers())
         self.inputs: tuple[str, ...] = tuple(node.name for node in session.get_inputs())
@@ -114,7 +117,7 @@ class Session:
     def run(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """The outputs for inputs in the order of the graph. Raises PredictionFailed with the runtime's words."""
         try:
-            outputs = self._session.run(self._names, dict(zip(self.inputs, arrays, strict=True)))
+            outputs: Any = self.inner.run(self._names, dict(zip(self.inputs, arrays, strict=True)))
         except Exception as error:
             raise PredictionFailed(f"the model failed: {error}") from error
         return [flatten(output)[0] for output in outputs] if self._maps else outputs
@@ -182,7 +185,7 @@ def open_session(path: Path, *, device: str, threads: int = 1, spinning: bool = 
 
 def signature_parts(session: Session) -> tuple[list[Any], list[Any], dict[str, str]]:
     """The graph's inputs, its outputs, and its own metadata, as onnxruntime describes them."""
-    inner = session._session  # noqa: SLF001 - this module owns both
+    inner: Any = session.inner
     return inner.get_inputs(), inner.get_outputs(), dict(inner.get_modelmeta().custom_metadata_map)
 
 
@@ -227,7 +230,7 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None)
 
 
-def _quiet() -> ort.SessionOptions:
+def _quiet() -> Any:  # noqa: ANN401 - the stubs of onnxruntime do not know their own class
     options = ort.SessionOptions()
     options.log_severity_level = FATAL
     return options

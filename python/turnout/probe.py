@@ -221,7 +221,7 @@ def _run(session: Session, signature: Signature, rows: int, width: int) -> list[
     taken = rows_of(signature, rows, width=width)
     feed = {tensor.name: array for tensor, array in zip(signature.inputs, taken, strict=True)}
     try:
-        outputs = session._session.run(None, feed)  # noqa: SLF001 - the raw outputs, with their maps
+        outputs: Any = session.inner.run(None, feed)  # as they come, with their maps
     except Exception as error:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
         raise InvalidModel(f"the model does not run with {rows} rows ({shapes}): {error}") from error

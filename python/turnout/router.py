@@ -245,11 +245,11 @@ def _assign_arrow(split: _core.Split, ids: Any) -> NDArray[np.uint8]:  # noqa: A
     kind = str(ids.type)
     if kind not in {"string", "large_string"}:
         return _assign_numpy(split, ids.to_numpy(zero_copy_only=False))
-    width = np.int64 if kind == "large_string" else np.int32
+    width: Any = np.int64 if kind == "large_string" else np.int32
     _, offsets, data = ids.buffers()
     if not len(ids):
         return np.zeros(0, np.uint8)
-    bounds = np.frombuffer(offsets, width)[ids.offset : ids.offset + len(ids) + 1]
+    bounds: NDArray[Any] = np.frombuffer(offsets, width)[ids.offset : ids.offset + len(ids) + 1]
     return split.assign_utf8(
         bounds, np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
     )
