@@ -108,7 +108,7 @@ class Front:
         finally:
             self.in_flight -= 1
         if self._log_predictions:
-            self._log(target, identity, status, perf_counter() - started)
+            self._log(target, identity, status, answer, perf_counter() - started)
         kind = JSON if status < 400 else PROBLEM
         await send(_start(status, [kind, (b"x-request-id", identity)]))
         await send({"type": "http.response.body", "body": answer})
@@ -181,7 +181,9 @@ class Front:
         self._targets[path] = target
         return target
 
-    def _log(self, target: Target, identity: bytes, status: int, seconds: float) -> None:
+    def _log(self, target: Target, identity: bytes, status: int, answer: bytes, seconds: float) -> None:
+        said: dict[str, Any] = msgspec.json.decode(answer)
+        shown = ("version", "reason", "prediction_id") if status < 400 else ("code", "detail")
         log(
             "info",
             "predict",
@@ -190,6 +192,7 @@ class Front:
             status=status,
             seconds=round(seconds, 6),
             request_id=identity.decode(),
+            **{name: said[name] for name in shown},
         )
 
     # --- everything else ----------------------------------------------------------------------------------------

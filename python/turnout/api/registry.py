@@ -6,15 +6,23 @@ import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import IO, Annotated, Any
 
 import msgspec
 from litestar import Request, Response, get, post
-from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.spec import (
+    OpenAPIMediaType,
+    OpenAPIResponse,
+    OpenAPIType,
+    Operation,
+    RequestBody,
+    Schema,
+)
 from litestar.params import Parameter
 from litestar.response import Stream
 
-from turnout.api.examples import WRITE
+from turnout.api.examples import WRITE, problems
 from turnout.api.upload import body_of, check_announced, in_blocks
 from turnout.api.writes import Author, Reason, changed
 from turnout.errors import InvalidDocument, StorageError, UnsupportedMediaType
@@ -22,6 +30,37 @@ from turnout.service import Turnout
 
 TAR = "application/x-tar"
 PIPE_BLOCK = 256 * 1024
+
+
+ANY_OBJECT = Schema(type=OpenAPIType.OBJECT, description="An export of Turnout.")
+ARCHIVE = Schema(type=OpenAPIType.STRING, description="An export of Turnout that carries its model files.")
+
+
+@dataclass
+class ImportOperation(Operation):
+    """The operation of an import: Litestar does not read the body itself, so it is described here."""
+
+    def __post_init__(self) -> None:
+        """Describe both forms of the body."""
+        content = {
+            "application/json": OpenAPIMediaType(schema=ANY_OBJECT),
+            TAR: OpenAPIMediaType(schema=ARCHIVE),
+        }
+        self.request_body = RequestBody(content=content, required=True)
+
+
+@dataclass
+class ExportOperation(Operation):
+    """The operation of an export, which answers in one of two types."""
+
+    def __post_init__(self) -> None:
+        """Describe both forms of the answer."""
+        content = {
+            "application/json": OpenAPIMediaType(schema=ANY_OBJECT),
+            TAR: OpenAPIMediaType(schema=ARCHIVE),
+        }
+        described = OpenAPIResponse(description="The registry, as JSON or as a tar.", content=content)
+        self.responses = {**(self.responses or {}), "200": described}
 
 
 class Imported(msgspec.Struct, frozen=True):
@@ -35,11 +74,8 @@ class Imported(msgspec.Struct, frozen=True):
     operation_id="exportRegistry",
     summary="Export the registry",
     tags=["registry"],
-    responses={
-        200: ResponseSpec(
-            dict[str, Any], generate_examples=False, description="The registry, as JSON or tar."
-        )
-    },
+    operation_class=ExportOperation,
+    responses=problems(400, 507),
 )
 async def export_registry(
     hub: Turnout,
@@ -61,6 +97,7 @@ async def export_registry(
     operation_id="importRegistry",
     summary="Import a registry",
     tags=["registry"],
+    operation_class=ImportOperation,
     responses=WRITE,
 )
 async def import_registry(

@@ -31,6 +31,7 @@ IfMatch = Annotated[
     str | None,
     Parameter(
         header="If-Match",
+        schema_extra={"pattern": r'^("\d{1,18}"|\*)$'},
         description='The ETag of the model as you read it, such as `"7"`: the change is refused with 412 if somebody '
         "was faster. `*` or nothing: whatever the revision is.",
     ),
@@ -95,7 +96,7 @@ def _revision(if_match: str | None) -> int | None:
 
 
 def _actor(value: str | None) -> str:
-    if value is None:
+    if not value:
         return ANONYMOUS
     try:
         # Litestar reads headers as Latin-1, people write UTF-8 into them.
