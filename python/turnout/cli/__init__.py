@@ -1,0 +1,38 @@
+"""The command line: the verbs of `Turnout` on a data directory or, with `--url`, on a running server."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from turnout.cli import reads, releases, system
+from turnout.cli.context import Context, common
+from turnout.errors import TurnoutError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@common
+@click.version_option(package_name="turnout", message="%(prog)s %(version)s")
+def turnout() -> None:
+    """Serve versioned ONNX models and decide, for every prediction, which version answers it.
+
+    Every command works on the local data directory (--data) or, with --url, on a running server.
+    """
+
+
+for command in (*system.COMMANDS, *releases.COMMANDS, *reads.COMMANDS):
+    turnout.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; an error is one line on standard error and exit status 1."""
+    try:
+        turnout(prog_name="turnout", obj=Context())
+    except TurnoutError as error:
+        click.echo(f"turnout: {error}", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        # The reader of our output, `head` say, has seen enough.
+        sys.stderr.close()
+        sys.exit(0)

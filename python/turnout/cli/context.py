@@ -1,0 +1,96 @@
+"""What every command knows: where the data is, how to answer, and who asks."""
+
+from __future__ import annotations
+
+import functools
+import getpass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+
+from turnout.client import Client
+from turnout.config import Resolved, resolve
+from turnout.service import Turnout
+
+F = TypeVar("F", bound=Callable[..., Any])
+Backend = Turnout | Client
+
+
+class Context:
+    """The options that come before the command."""
+
+    def __init__(self) -> None:
+        self.config: Path | None = None
+        self.data: str | None = None
+        self.url: str | None = None
+        self.json = False
+        self.actor: str = getpass.getuser()
+        self.console = Console(highlight=False)
+        self._errors = Console(stderr=True, highlight=False)
+
+    def resolved(self, **flags: Any) -> Resolved:  # noqa: ANN401
+        """The settings, and where each comes from."""
+        return resolve(self.config, flags={"data": self.data, **flags})
+
+    @contextmanager
+    def backend(self, doing: str = "") -> Iterator[Backend]:
+        """The data directory or the server; meanwhile a terminal shows what is being done."""
+        opened = Client(self.url, actor=self.actor) if self.url else Turnout(self.resolved().settings)
+        with opened, self.progress(doing):
+            yield opened
+
+    @contextmanager
+    def progress(self, doing: str) -> Iterator[None]:
+        """Say on a terminal what is being done, for as long as it takes."""
+        if doing and self._errors.is_terminal and not self.json:
+            with self._errors.status(f"{doing} …"):
+                yield
+        else:
+            yield
+
+    def local(self, command: str) -> None:
+        """Raise a usage error where `--url` makes no sense."""
+        if self.url:
+            raise click.UsageError(f"{command} works on this machine, not on a server: leave out --url")
+
+
+def common(function: F) -> Any:  # noqa: ANN401
+    """The options that come before the command."""
+
+    @click.option("--data", metavar="DIR", help="The data directory.  [default: ./data, or TURNOUT_DATA]")
+    @click.option(
+        "--url", metavar="URL", envvar="TURNOUT_URL", help="A running server, instead of a directory."
+    )
+    @click.option("--json", "as_json", is_flag=True, help="Answer with one JSON document, for machines.")
+    @click.option("--actor", metavar="NAME", help="Who makes changes, for the audit log.  [default: you]")
+    @click.option(
+        "--config",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="A TOML file of settings.",
+    )
+    @click.pass_obj
+    @functools.wraps(function)
+    def wrapper(
+        context: Context,
+        data: str | None,
+        url: str | None,
+        as_json: bool,
+        actor: str | None,
+        config: Path | None,
+    ) -> None:
+        context.data, context.url, context.json, context.config = data, url, as_json, config
+        context.actor = actor or context.actor
+        function()
+
+    return wrapper
+
+
+def reason(function: F) -> F:
+    """The option that says why, for the audit log."""
+    return click.option(
+        "--reason", "-m", default="", metavar="TEXT", help="Why, for the audit log and the history."
+    )(function)
