@@ -10,9 +10,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper, save
-
 import turnout
+from onnx import TensorProto, helper, numpy_helper, save
 
 FEATURES = ["totalSpent", "accountAge"]
 
@@ -39,7 +38,7 @@ def main(folder: Path) -> None:
         hub.activate_version("churn", "v1.0", reason="first release")
         hub.configure_test("churn", {"v1.0": 0.8, "v2.0": 0.2}, reason="is v2.0 better?")
 
-        for entity in ("user-1", "user-2", "user-3", "user-4", "user-5"):
+        for entity in (f"user-{number}" for number in range(1, 11)):
             answer = hub.predict("churn", {"totalSpent": 12.5, "accountAge": 90}, entity_id=entity)
             print(entity, answer.version, answer.reason, answer.outputs)
 
