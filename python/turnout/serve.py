@@ -26,6 +26,7 @@ from turnout.service import Turnout
 
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 PORT_SECONDS = 5.0
+WATCH_SECONDS = 1.0
 CRASHES = 5
 CRASH_SECONDS = 30.0
 DRAIN = signal.SIGUSR1
@@ -98,6 +99,29 @@ class Server(MPServer):
         self.stopping = False
         self.respawned_wrks = Respawns()
         self._drain_seconds = settings.drain_seconds
+        self.on_startup(self._begin_watch)
+
+    def _begin_watch(self) -> None:
+        threading.Thread(target=self._watch_workers, name="turnout-workers", daemon=True).start()
+
+    def _watch_workers(self) -> None:
+        """Have a dead worker replaced that Granian has missed.
+
+        It clears its list of the dead after it has read it, and forgets one that dies in between; a server with one
+        worker would then listen no more, and live on.
+        """
+        before: list[Any] = []
+        while not self.stopping:
+            time.sleep(WATCH_SECONDS)
+            dead = [
+                child for child in list(self.wrks) if not child.is_alive() and not child.interrupt_by_parent
+            ]
+            for child in dead:
+                if any(child is known for known in before):
+                    log("warning", "worker_missed", worker=child.idx)
+                    self.interrupt_children.append(child.idx)
+                    self.main_loop_interrupt.set()
+            before = dead
 
     def signal_handler_interrupt(self, *_: Any) -> None:  # noqa: ANN401
         """SIGTERM or SIGINT: drain, then stop; the second time stop at once."""
@@ -142,6 +166,8 @@ def worker() -> Front:
     """Granian's factory, called in each worker process."""
     settings = resolve().settings
     enable(settings.log_level)
+    # Until Granian sets its own, a forked worker would run its parent's handler.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     stop = Stop(settings)
     try:
         hub = Turnout(settings, server=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -214,11 +216,30 @@ def test_single_predictions_are_logged_only_when_asked(tmp_path: Path) -> None:
     with Server(tmp_path / "data", log_predictions=True) as server:
         server.release("churn", "v1", GRAPH, features=NAMES)
         server.predict("churn", [1, 2], **{"X-Request-Id": "seen"})
-        wait_for(
-            lambda: [e for e in server.events() if e.get("request_id") == "seen"],
-            5,
-            "the line of a prediction",
-        )
+        wait_for(lambda: server.events("predict"), 5, "the line of a prediction")
+        (line,) = server.events("predict")
+        assert (line["request_id"], line["version"], line["status"]) == ("seen", "v1", 200)
     with Server(tmp_path / "data") as server:
         server.predict("churn", [1, 2], **{"X-Request-Id": "unseen"})
-        assert not [event for event in server.events() if event.get("request_id") == "unseen"]
+        assert server.events("predict") == []
+
+
+def test_http_2_without_tls(server: Server) -> None:
+    """The front answers both versions of HTTP, refusals too, which must carry no header of HTTP/1."""
+    command = [
+        "curl",
+        "-s",
+        "--http2-prior-knowledge",
+        "-w",
+        "%{http_version} %{http_code}",
+        "-o",
+        "/dev/null",
+        "-d",
+        "{}",
+    ]
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not here")
+    url = server.url + path("churn", "predict")
+    for headers, expected in [([], "2 415"), (["-H", "Content-Type: application/json"], "2 400")]:
+        done = subprocess.run([*command, *headers, url], capture_output=True, check=True, timeout=20)
+        assert done.stdout.decode() == expected

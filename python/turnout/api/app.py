@@ -22,7 +22,7 @@ from turnout.api.writes import author
 from turnout.errors import InvalidRequest, TurnoutError, UnsupportedMediaType
 from turnout.service import Turnout
 
-ADMIN_THREADS = 16
+ADMIN_THREADS = 32
 """A change may wait for a minute until all workers have loaded a version; this many wait beside each other."""
 
 DESCRIPTION = (

@@ -31,7 +31,6 @@ Headers = list[tuple[bytes, bytes]]
 JSON: Final = (b"content-type", b"application/json")
 PROBLEM: Final = (b"content-type", MEDIA_TYPE.encode())
 RETRY: Final = (b"retry-after", b"1")
-CLOSE: Final = (b"connection", b"close")
 KNOWN_PATHS = 4096
 MAX_ID_BYTES = 128
 BODY_SECONDS = 30.0
@@ -96,10 +95,10 @@ class Front:
             return
         except TimeoutError:
             late = plain(408, f"expected the whole body within {BODY_SECONDS:g} seconds")
-            await self._refuse(late, identity, send, CLOSE)
+            await self._refuse(late, identity, send)
             return
         except TurnoutError as error:
-            await self._refuse(problem(error), identity, send, CLOSE)
+            await self._refuse(problem(error), identity, send)
             return
         except Exception as error:  # noqa: BLE001
             document = unexpected(error, request_id=identity.decode(), model=target[0])
