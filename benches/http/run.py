@@ -23,9 +23,9 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
+from skl2onnx import to_onnx
 from sklearn.datasets import make_classification
 from sklearn.ensemble import GradientBoostingClassifier
-from skl2onnx import to_onnx
 
 HERE = Path(__file__).parent
 HANDLERS = {
@@ -44,7 +44,9 @@ def train(folder: Path) -> tuple[Path, list[str]]:
     onnx = to_onnx(model, x[:1].astype(np.float32), options={id(model): {"zipmap": False}})
     path.write_bytes(onnx.SerializeToString())
     bodies = [
-        json.dumps({"entity_id": f"user-{row}", "features": {f"f{i}": round(v, 6) for i, v in enumerate(x[row])}})
+        json.dumps(
+            {"entity_id": f"user-{row}", "features": {f"f{i}": round(v, 6) for i, v in enumerate(x[row])}}
+        )
         for row in range(100)
     ]
     return path, bodies
@@ -160,7 +162,9 @@ def servers(folder: Path, model: Path, bodies: list[str], workers: int) -> dict[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--connections", type=int, default=16)
@@ -178,12 +182,16 @@ def main() -> None:
             for label, server in contenders.items():
                 with server:
                     load(server, script, options.connections, 1)
-                    runs.setdefault(label, []).append(load(server, script, options.connections, options.seconds))
+                    runs.setdefault(label, []).append(
+                        load(server, script, options.connections, options.seconds)
+                    )
     print(f"{options.connections} connections, {options.workers} workers, medians of {options.rounds} rounds")
     print("| handler | CPU us a request | requests a second | p50 us | p99 us |\n|---|---|---|---|---|")
     for label, rows in runs.items():
         median = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-        print(f"| {label} | {median['cpu_us']:.0f} | {median['rps']:.0f} | {median['p50_us']:.0f} | {median['p99_us']:.0f} |")
+        print(
+            f"| {label} | {median['cpu_us']:.0f} | {median['rps']:.0f} | {median['p50_us']:.0f} | {median['p99_us']:.0f} |"
+        )
 
 
 if __name__ == "__main__":

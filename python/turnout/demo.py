@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.request
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +114,14 @@ def train(folder: Path, console: Console) -> tuple[list[Trained], Data]:
     from sklearn.pipeline import make_pipeline  # noqa: PLC0415
     from sklearn.preprocessing import StandardScaler  # noqa: PLC0415
 
-    found = load_breast_cancer()
-    rows, held_out, labels, true = train_test_split(
+    # Neither library is typed to the end.
+    found: Any = load_breast_cancer()
+    convert: Any = to_onnx
+    split: Any = train_test_split
+    rows, held_out, labels, true = split(
         found.data.astype("float32"), found.target, test_size=0.3, random_state=7, stratify=found.target
     )
-    estimators = {
+    estimators: dict[str, Any] = {
         LOGISTIC: make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
         BOOSTING: GradientBoostingClassifier(random_state=7),
     }
@@ -126,7 +129,7 @@ def train(folder: Path, console: Console) -> tuple[list[Trained], Data]:
     trained = []
     for version, estimator in estimators.items():
         estimator.fit(rows, labels)
-        graph = to_onnx(estimator, rows[:1], options={"zipmap": False})
+        graph = convert(estimator, rows[:1], options={"zipmap": False})
         path = folder / f"{version}.onnx"
         path.write_bytes(graph.SerializeToString())
         trained.append(measure(version, path, estimator, held_out, true))
@@ -174,7 +177,7 @@ def release(client: Client, trained: list[Trained], data: Data, console: Console
 
 
 @contextlib.contextmanager
-def serve(data: Path, port: int, console: Console) -> Iterator[str]:
+def serve(data: Path, port: int, console: Console) -> Generator[str]:
     """A server with two workers, in a process of its own; its URL. Ended with the block."""
     port = free_port(port)
     url = f"http://127.0.0.1:{port}"

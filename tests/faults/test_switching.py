@@ -79,7 +79,9 @@ def test_changes_under_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert request.status == 200, request
         version = request.answer["version"]
         assert version in timeline.allowed(request.began, request.ended), request
-        assert np.float32(request.answer["outputs"]["score"]) == np.float32(answers[version][request.row]), request
+        assert np.float32(request.answer["outputs"]["score"]) == np.float32(answers[version][request.row]), (
+            request
+        )
     assert {request.answer["version"] for request in traffic.requests} == set(WEIGHTS)
 
     before = [r.ended - r.began for r in traffic.requests[:calm]]

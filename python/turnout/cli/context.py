@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import getpass
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,14 +37,14 @@ class Context:
         return resolve(self.config, flags={"data": self.data, **flags})
 
     @contextmanager
-    def backend(self, doing: str = "") -> Iterator[Backend]:
+    def backend(self, doing: str = "") -> Generator[Backend]:
         """The data directory or the server; meanwhile a terminal shows what is being done."""
         opened = Client(self.url, actor=self.actor) if self.url else Turnout(self.resolved().settings)
         with opened, self.progress(doing):
             yield opened
 
     @contextmanager
-    def progress(self, doing: str) -> Iterator[None]:
+    def progress(self, doing: str) -> Generator[None]:
         """Say on a terminal what is being done, for as long as it takes."""
         if doing and self._errors.is_terminal and not self.json:
             with self._errors.status(f"{doing} …"):
@@ -58,7 +58,7 @@ class Context:
             raise click.UsageError(f"{command} works on this machine, not on a server: leave out --url")
 
 
-def common(function: F) -> Any:  # noqa: ANN401
+def common(function: Callable[[], None]) -> Any:  # noqa: ANN401
     """The options that come before the command."""
 
     @click.option("--data", metavar="DIR", help="The data directory.  [default: ./data, or TURNOUT_DATA]")

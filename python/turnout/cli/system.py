@@ -12,7 +12,7 @@ from typing import Any
 import click
 import msgspec
 
-from turnout import __version__
+from turnout._core import __version__
 from turnout.cli.context import Context, reason
 from turnout.cli.show import answer, facts, table
 from turnout.config import Setting, declared

@@ -1,0 +1,146 @@
+"""The command line on a data directory, and the same verbs on a running server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from models import constant_label, linear_matrix
+from servers import Server
+
+from turnout.cli import Context, turnout
+from turnout.config import declared
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module", params=["local", "server"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Run a command and decode its JSON: once on a directory of its own, once on a server."""
+    folder = tmp_path_factory.mktemp("cli")
+    for label in range(3):
+        (folder / f"{label}.onnx").write_bytes(constant_label(label))
+
+    def runner(where: list[str]) -> Run:
+        def call(*arguments: str, fails: str | None = None) -> Any:
+            done = CliRunner().invoke(turnout, [*where, "--json", *arguments], obj=Context())
+            if fails is not None:
+                assert done.exception is not None
+                assert fails in str(done.exception) + done.output
+                return None
+            assert done.exit_code == 0, (done.output, done.exception)
+            return json.loads(done.stdout)
+
+        call.folder = folder
+        return call
+
+    if request.param == "local":
+        yield runner(["--data", str(folder / "data"), "--actor", "ann"])
+    else:
+        with Server(folder / "server") as server:
+            yield runner(["--url", server.url, "--actor", "ann"])
+
+
+def test_a_release_from_its_first_to_its_last_day(run: Run) -> None:
+    for label in ("0", "1", "2"):
+        path = str(run.folder / f"{label}.onnx")
+        options = ["-f", "a", "-f", "b", "--accuracy", f"0.{label}5", "--metric", f"f1=0.{label}"]
+        found = run(
+            "register", "churn", f"v{label}", path, *options, "--metadata", '{"by": "test"}', "-m", "new"
+        )
+        assert [feature["name"] for feature in found["features"]] == ["a", "b"]
+    assert run("activate", "churn", "v0", "-m", "first")["version"] == "v0"
+    assert run("predict", "churn", '{"a": 1, "b": 2}')["outputs"]["label"] == 0
+    assert run("test", "churn", "v0=0.8", "v1=0.2")["arms"][1] == {
+        "version": "v1",
+        "weight": 0.2,
+        "slots": 20000,
+    }
+    assert run("test", "churn")["revision"] == 1
+    assert run("assign", "churn", "user-123")["reason"] == "test"
+    shares = run("distribution", "churn")["shares"]
+    assert [share["configured"] for share in shares] == [0.8, 0.2]
+    assert run("override", "churn", "qa", "v2") == {"qa": "v2"}
+    assert run("predict", "churn", "[1, 2]", "--entity", "qa")["version"] == "v2"
+    assert run("override", "churn", "qa", "--remove") == {}
+    assert run("promote", "churn", "v1", "-m", "won")["version"] == "v1"
+    assert run("rollback", "churn", "-m", "no")["version"] == "v0"
+    assert run("test", "churn", "v0=0.5", "v2=0.5")["revision"] == 1
+    assert run("test", "churn", "--stop")["status"] == "stopped"
+    assert run("test", "churn") is None
+    compared = run("compare", "churn", "v0", "v1")
+    assert compared["accuracy_diff"] == pytest.approx(0.1)
+    assert compared["metrics_diff"] == {"f1": pytest.approx(0.1)}
+    assert run("delete", "churn", "v2") == {"deleted": True}
+    assert run("delete", "churn", "v2") == {"deleted": False}
+    history = run("history", "churn")
+    assert history["current_version"] == "v0"
+    assert {event["actor"] for event in history["events"]} == {"ann"}
+    assert [model["name"] for model in run("models")] == ["churn"]
+    assert run("status")["models"] == 1
+
+
+def test_export_and_import(run: Run) -> None:
+    run("register", "copied", "v1", str(run.folder / "0.onnx"))
+    for name in ("all.json", "all.tar"):
+        file = run.folder / name
+        assert "copied" in run("export", str(file))["models"]
+        assert "copied" in run("import", str(file))["models"]
+    target = CliRunner().invoke(
+        turnout,
+        ["--data", str(run.folder / f"copy-{id(run)}"), "--json", "import", str(run.folder / "all.tar")],
+        obj=Context(),
+    )
+    assert target.exit_code == 0, target.output
+
+
+def test_errors_say_what_to_do(run: Run) -> None:
+    run("register", "errors", "v1", str(run.folder / "0.onnx"))
+    run("activate", "errors", "v1")
+    run("activate", "errors", "v9", fails="Version v9 not found for model errors")
+    run("delete", "errors", "v1", fails="is the active version")
+    run("test", "errors", "v1=0.5", fails="Traffic splits must sum to 1.0")
+    run("test", "errors", "v1", fails="NAME=NUMBER")
+    run("predict", "errors", "{", fails="FEATURES")
+    run("history", "nowhere", fails="Model nowhere not found")
+
+
+def test_errors_are_one_line_and_status_1(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "turnout", "--data", str(tmp_path / "data"), "history", "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "turnout: Model nowhere not found\n"
+    assert done.stdout == ""
+
+
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    done = CliRunner().invoke(turnout, ["--url", "http://127.0.0.1:9", "models"], obj=Context())
+    assert "did not answer" in str(done.exception)
+
+
+def test_people_see_tables(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(linear_matrix([1.0], names=["a"]))
+    data = ["--data", str(tmp_path / "data")]
+    for arguments in (
+        ["register", "m", "v1", str(tmp_path / "m.onnx")],
+        ["activate", "m", "v1"],
+        ["test", "m", "v1=1"],
+        ["models"], ["history", "m"], ["compare", "m", "v1", "v1"], ["distribution", "m"], ["assign", "m", "7"],
+        ["predict", "m", "[2]"], ["status"], ["doctor"], ["override", "m"],
+    ):  # fmt: skip
+        done = CliRunner().invoke(turnout, [*data, *arguments], obj=Context())
+        assert done.exit_code == 0, (arguments, done.output, done.exception)
+        assert done.stdout.strip()
+
+
+def test_every_setting_is_a_flag_of_serve() -> None:
+    done = CliRunner().invoke(turnout, ["serve", "--help"], obj=Context())
+    assert len(declared()) > 10
+    for setting in declared():
+        assert setting.name == "data" or setting.flag in done.stdout
