@@ -11,6 +11,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -40,9 +41,8 @@ class Staged:
         """Move to the final place, which is on disk afterwards. Nothing to do where the content is there already."""
         target = self._home / self.artifact.sha256
         try:
-            if target.exists():
-                return
-            self.folder.rename(target)
+            if not target.exists():
+                self.folder.rename(target)
             sync_folder(self._home)
         except OSError as error:
             raise StorageError(f"{target} cannot be written: {error}") from error
@@ -57,12 +57,17 @@ class Writer:
 
     def __init__(self, folder: Path, name: str, limit: int | None) -> None:
         self._path = folder / name
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         self._name = name
         self._limit = limit
         self._hash = hashlib.sha256()
         self._size = 0
-        self._file = self._path.open("xb")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("xb")
+        except (FileExistsError, NotADirectoryError) as error:
+            raise InvalidModel(f"two files of the model have the name {name!r}") from error
+        except OSError as error:
+            raise StorageError(f"{self._path} cannot be written: {error}") from error
 
     def write(self, chunk: bytes | memoryview) -> None:
         """Append bytes. Raises PayloadTooLarge past the limit, StorageError where the disk is full."""
@@ -87,15 +92,13 @@ class Writer:
         return ArtifactFile(path=self._name, sha256=self._hash.hexdigest(), size=self._size)
 
     def close(self) -> None:
-        """Close the file. A write that is still buffered may fail here; `finish` has reported it then."""
-        try:
+        """Close the file. What is still buffered may fail to be written here; only `finish` answers for it."""
+        with suppress(OSError):
             self._file.close()
-        except OSError:
-            self._file = None  # type: ignore[assignment]
 
 
 class Upload:
-    """A graph that arrives in chunks; a context manager that leaves nothing behind unless it was finished."""
+    """A graph that arrives in chunks; `abort` it, or `finish` it."""
 
     def __init__(self, artifacts: Artifacts, limit: int | None) -> None:
         self._artifacts = artifacts
@@ -124,11 +127,12 @@ class Artifacts:
         self._uploads = data / "uploads"
         try:
             self.home.mkdir(parents=True, exist_ok=True)
-            self._uploads.mkdir(parents=True, exist_ok=True)
+            self._uploads.mkdir(exist_ok=True)
+            for folder in (self.home.parent, data):
+                sync_folder(folder)
             self._lock = self._own_uploads()
         except OSError as error:
             raise StorageError(f"{data} cannot be written: {error}") from error
-        self._sweep()
 
     def close(self) -> None:
         """Let go of the place for uploads of this process."""
@@ -163,7 +167,11 @@ class Artifacts:
 
     def staged(self, folder: Path, files: list[ArtifactFile]) -> Staged:
         """Files in a folder made by `aside`, graph first, as one artifact."""
-        sync_folder(folder)
+        try:
+            for inner in {(folder / file.path).parent for file in files} | {folder}:
+                sync_folder(inner)
+        except OSError as error:
+            raise StorageError(f"{folder} cannot be written: {error}") from error
         return Staged(folder, artifact_of(files), self.home)
 
     # --- reading ------------------------------------------------------------------------------------------------
@@ -174,7 +182,11 @@ class Artifacts:
 
     def has(self, artifact: Artifact) -> bool:
         """Whether the artifact is there."""
-        return self.path(artifact).is_file()
+        return all((self.home / artifact.sha256 / file.path).is_file() for file in artifact.files)
+
+    def digests(self) -> set[str]:
+        """Everything that is stored, referred to or not."""
+        return {folder.name for folder in self.home.iterdir()}
 
     def verify(self, artifact: Artifact) -> Path:
         """Hash every file again; where the graph lies. Raises StorageError for what is missing or has changed."""
@@ -199,27 +211,26 @@ class Artifacts:
             (self.home / digest).rename(doomed)
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise StorageError(
+                f"the files of artifact {digest}, which no version uses any more, cannot be removed: {error}"
+            ) from error
         shutil.rmtree(doomed, ignore_errors=True)
 
     # --- the parts ----------------------------------------------------------------------------------------------
 
     def _own_uploads(self) -> BinaryIO:
         """A folder of this process, locked as long as it lives, so that the leftovers of dead ones can be told."""
-        self._mine = self._uploads / uuid.uuid4().hex
-        self._mine.mkdir()
-        lock = (self._mine / ".lock").open("wb")
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return lock
-
-    def _sweep(self) -> None:
-        for folder in self._uploads.iterdir():
-            try:
-                with (folder / ".lock").open("rb") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(folder, ignore_errors=True)
-            except OSError:
-                # Still in use, or just being made by a process that has not locked it yet.
-                continue
+        with (self._uploads / ".lock").open("wb") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            for folder in self._uploads.iterdir():
+                if folder.is_dir():
+                    _remove_if_dead(folder)
+            self._mine = self._uploads / uuid.uuid4().hex
+            self._mine.mkdir()
+            lock = (self._mine / ".lock").open("wb")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return lock
 
     def _beside(self, graph: Path, name: str) -> Path:
         """A file of external data; neither its name nor a link may lead out of the graph's folder."""
@@ -229,6 +240,8 @@ class Artifacts:
         return found
 
     def _copy(self, source: Path, folder: Path, name: str) -> ArtifactFile:
+        if not source.is_file():
+            raise InvalidModel(f"expected a model file, {source} is none or is not there")
         writer = Writer(folder, relative(name).as_posix(), None)
         try:
             with source.open("rb") as opened:
@@ -239,6 +252,17 @@ class Artifacts:
             raise InvalidModel(f"the model file {source} cannot be read: {error}") from error
         finally:
             writer.close()
+
+
+def _remove_if_dead(folder: Path) -> None:
+    """Remove the uploads of a process unless it lives; the caller holds the turn, so none is half made."""
+    try:
+        with (folder / ".lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError:
+        # Locked by its owner, or being removed by it at this moment.
+        return
 
 
 def graph_of(path: Path) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import shutil
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ T = TypeVar("T")
 SEPARATOR = b"\0"
 MAX_KEY_BYTES = 511
 """What LMDB is compiled with; a longer key cannot be stored, so looking for one finds nothing."""
+FORK_SECONDS = 2.0
+FULL_BYTES = 1024**2
+"""Less free space than this, when a write has failed, is the reason for it."""
 
 
 def key(*parts: str | bytes | int) -> bytes:
@@ -89,9 +93,10 @@ class _Environment:
         self.path = path
         self.pid = os.getpid()
         self.users = 0
-        self._active = 0
+        self._active: list[int] = []  # the threads that are in a transaction
         self._growing = False
         self._gate = threading.Condition()
+        self._quiet = True
         try:
             self.lmdb = lmdb.open(
                 path, subdir=False, map_size=map_size, sync=sync, metasync=sync, max_readers=1024, mode=0o644
@@ -111,7 +116,7 @@ class _Environment:
             return found
 
     def release(self, identity: tuple[int, int]) -> None:
-        """One user less; the last one closes. Nothing to do in a child: `forget` has closed what it inherited."""
+        """One user less; the last one closes. Nothing to do in a child, which has closed what it inherited."""
         with _Environment.lock:
             self.users -= 1
             if self.users == 0 and self.pid == os.getpid():
@@ -119,25 +124,50 @@ class _Environment:
                 _Environment.opened.pop(identity, None)
 
     @classmethod
-    def forget(cls) -> None:
-        """In a forked child: LMDB must not be used across a fork, so close everything; stores open it again."""
-        cls.lock = threading.Lock()  # another thread of the parent may have held it
+    def before_fork(cls) -> None:
+        """Wait until no other thread is inside of LMDB, and keep them out, so that the child can close its copy."""
+        cls.lock.acquire()
         for environment in cls.opened.values():
-            environment.lmdb.close()
-        cls.opened.clear()
+            environment.pause()
+
+    @classmethod
+    def after_fork(cls, *, child: bool) -> None:
+        """Go on. LMDB must not be used across a fork: a child closes everything, and its stores open it again."""
+        for environment in cls.opened.values():
+            environment.resume()
+            if child:
+                environment.abandon()
+        if child:
+            cls.opened.clear()
+        cls.lock.release()
+
+    def pause(self) -> None:
+        """Keep other threads out, waiting a little for those that are in."""
+        me = threading.get_ident()
+        self._gate.acquire()
+        self._quiet = self._gate.wait_for(lambda: all(thread == me for thread in self._active), FORK_SECONDS)
+
+    def resume(self) -> None:
+        """Let other threads in again."""
+        self._gate.release()
+
+    def abandon(self) -> None:
+        """Close the copy of a child. With a thread inside, which the child does not have, that would never return."""
+        if self._quiet:
+            self.lmdb.close()
 
     @contextmanager
     def transaction(self, *, write: bool) -> Generator[Transaction]:
         """One transaction, aborted by an exception; never open while the map is resized."""
         with self._gate:
             self._gate.wait_for(lambda: not self._growing)
-            self._active += 1
+            self._active.append(threading.get_ident())
         try:
             with self.lmdb.begin(write=write) as inner:
                 yield Transaction(inner)
         finally:
             with self._gate:
-                self._active -= 1
+                self._active.remove(threading.get_ident())
                 self._gate.notify_all()
 
     def resize(self, size: int) -> None:
@@ -145,7 +175,7 @@ class _Environment:
         with self._gate:
             self._gate.wait_for(lambda: not self._growing)
             self._growing = True
-            self._gate.wait_for(lambda: self._active == 0)
+            self._gate.wait_for(lambda: not self._active)
         try:
             if size == 0 or size > self.lmdb.info()["map_size"]:
                 self.lmdb.set_mapsize(size)
@@ -155,7 +185,11 @@ class _Environment:
                 self._gate.notify_all()
 
 
-os.register_at_fork(after_in_child=_Environment.forget)
+os.register_at_fork(
+    before=_Environment.before_fork,
+    after_in_parent=lambda: _Environment.after_fork(child=False),
+    after_in_child=lambda: _Environment.after_fork(child=True),
+)
 
 
 class Store:
@@ -218,7 +252,19 @@ class Store:
                 if environment.lmdb.reader_check() == 0:
                     raise StorageError(f"{self.path}: too many processes read it at once: {error}") from error
             except lmdb.Error as error:
-                raise StorageError(f"{self.path}: {error}; the last committed state stands") from error
+                raise self._failure(error) from error
+
+    def _failure(self, error: lmdb.Error) -> StorageError:
+        """LMDB calls a write that the disk took only in part an input/output error, so say what is free."""
+        try:
+            free = shutil.disk_usage(self.path.parent).free
+        except OSError:
+            return StorageError(f"{self.path}: {error}; the last committed state stands")
+        hint = ", so the disk is full" if free < FULL_BYTES else ""
+        return StorageError(
+            f"{self.path}: {error}; {free // 1024} KiB are free on its file system{hint}; "
+            "the last committed state stands"
+        )
 
     def _open(self) -> _Environment:
         self._identity = _identity(self.path)
