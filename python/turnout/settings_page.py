@@ -8,17 +8,23 @@ from typing import Any
 
 import msgspec
 
-from turnout.config import PREFIX, Setting, declared
+from turnout.config import Setting, declared
 
-HEAD = f"""\
+HEAD = """\
 # Settings
 
 <!-- Made by `python -m turnout.settings_page`; a test fails when this page is out of date. -->
 
-Each setting is declared once, in `python/turnout/config.py`. Its variable is its name in capitals behind `{PREFIX}`; in
-Python it is a keyword of `turnout.open()`; in a TOML file it is a key at the top level. What comes later wins: default,
-file, environment, flag. `turnout doctor` shows each value and where it came from. Sizes are in bytes, times in seconds.
-Booleans read `true`, `false`, `1` and `0`.
+Each setting is declared once, in `python/turnout/config.py`. It is a flag of `turnout serve` (`--max-in-flight 100`), a
+variable, a keyword of `turnout.open()`, and a key of the TOML file that `turnout --config FILE` reads:
+
+```toml
+workers = 4
+max_in_flight = 100
+```
+
+What comes later wins: default, file, environment, flag. `turnout doctor` shows each value and where it came from. Sizes
+are in bytes, times in seconds. Variables read `true`, `false`, `1` and `0` as booleans.
 
 | setting | variable | type | default | what it does |
 |---|---|---|---|---|
