@@ -218,6 +218,25 @@ def test_a_client_that_goes_while_it_sends_frees_its_place() -> None:
     run(test)
 
 
+def test_a_body_that_does_not_come_is_not_waited_for_without_end() -> None:
+    async def test(hub: Hub, front: Front) -> None:
+        late = Client("/v1/models/m/predict", headers={"content-length": "2"})
+        waiting = served(front, late)
+        await until(lambda: front.in_flight == 1)
+        front._patience.sweep()
+        await asyncio.sleep(0)
+        assert late.sent == [], "it is given the time until the next sweep"
+        front._patience.sweep()
+        await waiting
+        assert late.problem()["code"] == "request_timeout"
+        assert (late.status, front.in_flight, hub.calls) == (408, 0, [])
+        in_time = Client("/v1/models/m/predict", b"{}")
+        await served(front, in_time)
+        assert in_time.status == 200
+
+    run(test)
+
+
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not condition():

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from turnout.api.patience import BODY_SECONDS, Patience
 from turnout.api.problems import MEDIA_TYPE, Problem, plain, unexpected
 from turnout.errors import PayloadTooLarge, TooManyRequests, TurnoutError, UnsupportedMediaType, problem
 from turnout.log import log
@@ -33,7 +34,6 @@ PROBLEM: Final = (b"content-type", MEDIA_TYPE.encode())
 RETRY: Final = (b"retry-after", b"1")
 KNOWN_PATHS = 4096
 MAX_ID_BYTES = 128
-BODY_SECONDS = 30.0
 
 
 class Gone(Exception):
@@ -59,6 +59,7 @@ class Front:
         self._targets: dict[bytes, Target] = {}
         self._ids = itertools.count(1)
         self._id_prefix = os.urandom(6).hex()
+        self._patience = Patience()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request (ASGI 3.0)."""
@@ -86,7 +87,11 @@ class Front:
         self.in_flight += 1
         started = perf_counter() if self._log_predictions else 0.0
         try:
-            body = await self._body(headers, receive)
+            body = await self._patience.wait(self._body(headers, receive))
+            # After the body: an HTTP/2 client may take an answer to what it still sends for a broken stream.
+            kind = headers.get(b"content-type")
+            if kind is not None and kind != b"application/json":
+                check_json(kind)
             if self._hub.needs_pool(*target):
                 status, answer = await self._in_pool(target, body, receive)
             else:
@@ -114,9 +119,6 @@ class Front:
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """The whole body. Nothing is read of one that says it is too large; of a chunked one, not past the limit."""
-        kind = headers.get(b"content-type")
-        if kind is not None and kind != b"application/json":
-            check_json(kind)
         announced = headers.get(b"content-length")
         length = int(announced) if announced is not None and announced.isdigit() else -1
         if length > self._max_body:
@@ -128,8 +130,7 @@ class Front:
         # The announced length spares the wait for the empty message that says that no more comes.
         if len(body) == length or not message.get("more_body"):
             return body
-        async with asyncio.timeout(BODY_SECONDS):
-            return await self._rest(body, length, receive)
+        return await self._rest(body, length, receive)
 
     async def _rest(self, first: bytes, length: int, receive: Receive) -> bytes:
         body = bytearray(first)
@@ -216,7 +217,11 @@ class Front:
 
     async def _not_http(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
+            sweeping = asyncio.ensure_future(self._patience.sweep_for_ever())
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                sweeping.cancel()
         else:
             await send({"type": "websocket.close", "code": 1008})
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 from litestar import Response, get, post
-from litestar.params import Body, Parameter
+from litestar.params import Body, QueryParameter
 
 from turnout.api.examples import ACTIVATION, PENDING, READ, ROLLBACK, WRITE, also
 from turnout.api.threads import threaded
@@ -32,7 +32,7 @@ class Rollback(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 Moment = Annotated[
     datetime | None,
-    Parameter(query="at", description="A time with its zone: who was answered by which version then?"),
+    QueryParameter(name="at", description="A time with its zone: who was answered by which version then?"),
 ]
 
 
@@ -100,8 +100,8 @@ def rollback(
 def compare(
     hub: Turnout,
     model: str,
-    a: Annotated[str, Parameter(description="A version.")],
-    b: Annotated[str, Parameter(description="Another; differences are b minus a.")],
+    a: Annotated[str, QueryParameter(description="A version.")],
+    b: Annotated[str, QueryParameter(description="Another; differences are b minus a.")],
 ) -> Comparison:
     """Offline metrics of b minus those of a, and what both have answered so far."""
     return hub.compare_versions(model, a, b)

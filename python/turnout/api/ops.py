@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from litestar import Response, get
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 
 from turnout.api.examples import READ
 from turnout.api.threads import threaded
@@ -98,11 +98,11 @@ def status(hub: Turnout) -> Status:
 @threaded
 def audit(
     hub: Turnout,
-    model: Annotated[str | None, Parameter(description="Only the changes of this model.")] = None,
+    model: Annotated[str | None, QueryParameter(description="Only the changes of this model.")] = None,
     after: Annotated[
-        int, Parameter(ge=0, le=2**53, description="Only events with a greater sequence number.")
+        int, QueryParameter(ge=0, le=2**53, description="Only events with a greater sequence number.")
     ] = 0,
-    limit: Annotated[int, Parameter(ge=1, le=10_000, description="At most this many events.")] = 1000,
+    limit: Annotated[int, QueryParameter(ge=1, le=10_000, description="At most this many events.")] = 1000,
 ) -> list[AuditEvent]:
     """Changes in their order, oldest first."""
     return hub.audit(model=model, after=after, limit=limit)

@@ -19,7 +19,7 @@ from litestar.openapi.spec import (
     RequestBody,
     Schema,
 )
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 from litestar.response import Stream
 
 from turnout.api.examples import WRITE, problems
@@ -79,7 +79,9 @@ class Imported(msgspec.Struct, frozen=True):
 )
 async def export_registry(
     hub: Turnout,
-    artifacts: Annotated[bool, Parameter(description="A tar that also carries the model files.")] = False,
+    artifacts: Annotated[
+        bool, QueryParameter(description="A tar that also carries the model files.")
+    ] = False,
 ) -> Response[Any]:
     """Models, versions, tests, ledgers and overrides as one JSON document, which an import reads back exactly."""
     if not artifacts:
@@ -105,7 +107,7 @@ async def import_registry(
     request: Request[Any, Any, Any],
     author: Author,
     replace: Annotated[
-        bool, Parameter(description="Even where it breaks a running test or changes a version.")
+        bool, QueryParameter(description="Even where it breaks a running test or changes a version.")
     ] = False,
     reason: Reason = "",
 ) -> Response[Imported]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypedDict, TypeVar
 
 import msgspec
 from litestar import Request, Response
-from litestar.params import Parameter
+from litestar.params import HeaderParameter, QueryParameter
 
 from turnout.domain import Change
 from turnout.errors import InvalidRequest
@@ -29,8 +29,8 @@ class Author(TypedDict):
 
 IfMatch = Annotated[
     str | None,
-    Parameter(
-        header="If-Match",
+    HeaderParameter(
+        name="If-Match",
         schema_extra={"pattern": r'^("\d{1,18}"|\*)$'},
         description='The ETag of the model as you read it, such as `"7"`: the change is refused with 412 if somebody '
         "was faster. `*` or nothing: whatever the revision is.",
@@ -38,13 +38,13 @@ IfMatch = Annotated[
 ]
 Actor = Annotated[
     str | None,
-    Parameter(
-        header="X-Actor",
+    HeaderParameter(
+        name="X-Actor",
         description="Who makes the change, for the audit log; `anonymous` where nobody says.",
     ),
 ]
 Reason = Annotated[
-    str, Parameter(query="reason", description="Why, for the audit log and the history.", max_length=2000)
+    str, QueryParameter(name="reason", description="Why, for the audit log and the history.", max_length=2000)
 ]
 
 
