@@ -1,7 +1,9 @@
-"""examples/canary.py against a real server, with traffic beside it."""
+"""examples/canary.py and the commands of the quickstart, against a real server."""
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,7 +15,9 @@ import pytest
 from models import constant_label, failing_model
 from servers import Server
 
-CANARY = Path(__file__).parents[2] / "examples" / "canary.py"
+ROOT = Path(__file__).parents[2]
+CANARY = ROOT / "examples" / "canary.py"
+CURL = shutil.which("curl")
 
 
 @contextmanager
@@ -81,3 +85,31 @@ def test_it_says_how_it_is_used(arguments: list[str]) -> None:
         [sys.executable, CANARY, *arguments], capture_output=True, text=True, timeout=20, check=False
     )
     assert "usage: canary.py" in done.stdout + done.stderr
+
+
+def knows_json() -> bool:
+    """Whether there is a curl that has --json, since 7.82."""
+    if CURL is None:
+        return False
+    version = subprocess.run([CURL, "--version"], capture_output=True, text=True, check=True).stdout.split()[
+        1
+    ]
+    return tuple(map(int, version.split(".")[:2])) >= (7, 82)
+
+
+@pytest.mark.skipif(not knows_json(), reason="needs curl 7.82 or newer")
+def test_the_commands_of_the_quickstart_work(server: Server, tmp_path: Path) -> None:
+    for label, model in {"v1.0": constant_label(1), "v2.0": constant_label(2)}.items():
+        (tmp_path / f"churn-{label}.onnx").write_bytes(model)
+    page = (ROOT / "docs" / "quickstart.md").read_text("utf-8")
+    blocks = [block for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) if "curl" in block]
+    assert len(blocks) == 3
+    script = "\n".join(blocks).replace("http://127.0.0.1:8000", server.url).replace("seq 1 100", "seq 1 10")
+    script = f'set -e\ncurl() {{ command curl -sS --fail-with-body "$@"; }}\n{script}'
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=25, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    history = server.client.get("/v1/models/churn/history").json()
+    actions = ["register", "register", "activate", "configure_test", "promote", "rollback"]
+    assert [event["action"] for event in history["events"]] == actions
