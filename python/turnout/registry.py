@@ -149,10 +149,17 @@ class Registry:
 
     # --- versions -----------------------------------------------------------------------------------------------
 
-    def register(self, version: Version, place: Callable[[], None], author: Author) -> Committed:
+    def register(
+        self,
+        version: Version,
+        place: Callable[[], None],
+        author: Author,
+        collect: Callable[[str], None] | None = None,
+    ) -> Committed:
         """Add a version; `place` puts its files in their place, under the write lock.
 
-        The same label with the same content gives the version that is there, without an event.
+        The same label with the same content gives the version that is there, without an event. `collect` removes
+        the files of a digest again if the version cannot be committed and nothing else uses them.
         Raises VersionExists for other content.
         """
         check_name("model", version.model)
@@ -174,7 +181,12 @@ class Registry:
             facts = {"artifact": added.artifact.sha256}
             return r.commit("register", author, head, after, added, label=added.version, facts=facts)
 
-        return self._change(change)
+        try:
+            return self._change(change)
+        except StorageError:
+            if collect is not None:
+                self.collect([version.artifact.sha256], collect)
+            raise
 
     def activate(self, model: str, label: str, author: Author) -> Committed:
         """Make a version the active one. A running test goes on; only rollback, promotion and stop end it."""

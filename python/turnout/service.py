@@ -183,7 +183,9 @@ class Turnout:
             )
             plan_of(candidate)  # refuses here what no worker could compile later
             author = self._author(actor, reason, revision)
-            return self._commit(lambda: self.registry.register(candidate, staged.place, author))
+            return self._commit(
+                lambda: self.registry.register(candidate, staged.place, author, self.artifacts.remove)
+            )
         finally:
             staged.discard()
 
