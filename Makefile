@@ -19,7 +19,7 @@ $(VENV)/.locked: requirements.lock | $(BIN)/python
 	@touch $@
 
 $(VENV)/.built: $(RUST) pyproject.toml $(VENV)/.locked
-	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --locked --quiet
+	PIP_QUIET=1 VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --locked --quiet
 	@touch $@
 
 setup: $(VENV)/.built ## Make the virtual environment and build the extension into it

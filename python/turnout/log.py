@@ -11,11 +11,13 @@ import msgspec
 Level = Literal["debug", "info", "warning", "error"]
 ORDER: dict[Level, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
+SILENT = 100
+
 
 class _Threshold:
     """The least severe level that is written; above every level in a program that only embeds Turnout."""
 
-    level = 100
+    level = SILENT
 
 
 def enable(level: Level) -> None:
@@ -28,5 +30,9 @@ def log(level: Level, event: str, **fields: Any) -> None:  # noqa: ANN401
     if ORDER[level] < _Threshold.level:
         return
     line = {"time": datetime.now(UTC), "level": level, "event": event, **fields}
-    sys.stderr.buffer.write(msgspec.json.encode(line, enc_hook=str) + b"\n")
-    sys.stderr.flush()
+    try:
+        sys.stderr.buffer.write(msgspec.json.encode(line, enc_hook=str) + b"\n")
+        sys.stderr.flush()
+    except OSError:
+        # Nobody reads any more, or the disk of the log is full: serving goes on without it.
+        _Threshold.level = SILENT
