@@ -32,6 +32,8 @@ class Predictor:
         try:
             return 200, self.answer(model, version, body)
         except TurnoutError as error:
+            if error.status < 500:
+                self._telemetry.reject(error.code)
             return error.status, msgspec.json.encode(problem(error))
 
     def answer(self, model: str, version: str | None, body: bytes) -> bytes:

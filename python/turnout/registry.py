@@ -206,12 +206,14 @@ class Registry:
         """
 
         def change(r: Records) -> Committed:
-            target = label if label is not None else (*r.model(model).former, None)[0]
+            head = r.model(model)
+            check_revision(head, author)
+            target = label if label is not None else next(iter(head.former), None)
             if target is None:
                 raise Conflict(
                     f"model {model} has no formerly active version to roll back to; name a version"
                 )
-            head, version = checked(r, model, target, author)
+            version = existing(r, model, target)
             after = deploy(r, end_test(r, head, "rolled_back"), target, "rollback", author)
             return r.commit("rollback", author, head, after, version, label=target)
 

@@ -34,7 +34,8 @@ class Context:
 
     def resolved(self, **flags: Any) -> Resolved:  # noqa: ANN401
         """The settings, and where each comes from."""
-        return resolve(self.config, flags={"data": self.data, **flags})
+        given = {name: value for name, value in flags.items() if value is not None}
+        return resolve(self.config, flags={"data": self.data, **given})
 
     @contextmanager
     def backend(self, doing: str = "") -> Generator[Backend]:

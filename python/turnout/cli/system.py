@@ -45,7 +45,7 @@ def _shown(setting: Setting) -> str:
     )
 
 
-serve.params.extend(_option(setting) for setting in declared() if setting.name != "data")
+serve.params.extend(_option(setting) for setting in declared())
 
 
 @click.command()
