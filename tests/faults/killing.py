@@ -23,7 +23,9 @@ def check(hub: turnout.Turnout) -> list[AuditEvent]:
     return events
 
 
-def check_acknowledged(hub: turnout.Turnout, events: list[AuditEvent], acknowledged: list[dict[str, Any]]) -> int:
+def check_acknowledged(
+    hub: turnout.Turnout, events: list[AuditEvent], acknowledged: list[dict[str, Any]]
+) -> int:
     """Check what one writer of a model was told, in order; how many changes it had made without hearing so."""
     model = acknowledged[-1]["head"]["name"]
     changes = [event for event in events if event.model == model]
@@ -74,7 +76,9 @@ def _check_overrides(hub: turnout.Turnout, model: str, events: list[AuditEvent])
 def _check_tests(hub: turnout.Turnout, model: str) -> None:
     head, tests = hub.model(model), hub.list_tests(model)
     assert [test.id for test in tests] == [str(number + 1) for number in range(head.tests_started)]
-    assert [test.id for test in tests if test.status == "running"] == [head.test_id] * (head.test_id is not None)
+    assert [test.id for test in tests if test.status == "running"] == [head.test_id] * (
+        head.test_id is not None
+    )
     for test in tests:
         ledgers = hub.registry.ledgers(model, test.id)
         assert [ledger.revision for ledger in ledgers] == list(range(1, test.revision + 1))

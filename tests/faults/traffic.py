@@ -45,13 +45,23 @@ class Request:
     answer: dict
 
 
+@dataclass
+class Failure:
+    """A request without an answer; `opened` and `port` are of the connection that it was sent on."""
+
+    began: float
+    opened: float
+    port: int
+    error: str
+
+
 class Traffic:
     """`connections` threads, each with one keep-alive connection, sending rows as predictions until stopped."""
 
     def __init__(self, port: int, model: str, rows: list[list[float]], connections: int = 16) -> None:
         self.port, self.model, self.rows = port, model, rows
         self.requests: list[Request] = []
-        self.failures: list[str] = []
+        self.failures: list[Failure] = []
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, args=(n, connections)) for n in range(connections)
@@ -74,17 +84,21 @@ class Traffic:
     def _run(self, first: int, step: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         path = f"/v1/models/{quote(self.model, safe='')}/predict"
-        number = first
+        number, opened, port = first, 0.0, 0
         while not self._stop.is_set():
             row = number % len(self.rows)
             body = json.dumps({"entity_id": f"user-{row}", "features": self.rows[row]})
             began = time.perf_counter()
             try:
+                if connection.sock is None:
+                    opened, port = began, 0
+                    connection.connect()
+                    port = connection.sock.getsockname()[1]
                 connection.request("POST", path, body, {"Content-Type": "application/json"})
                 response = connection.getresponse()
                 answer = json.loads(response.read())
             except (OSError, http.client.HTTPException, ValueError) as error:
-                self.failures.append(repr(error))
+                self.failures.append(Failure(began, opened, port, repr(error)))
                 connection.close()
                 continue
             self.requests.append(Request(began, time.perf_counter(), row, response.status, answer))
