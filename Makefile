@@ -50,9 +50,17 @@ format: setup ## Format everything
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only --quiet .
 
+coverage: setup ## Print the coverage of Rust and Python (the first time builds cargo-tarpaulin, some minutes)
+	cargo install --locked --quiet --root target/tools cargo-tarpaulin
+	PATH="$(abspath target/tools/bin):$$PATH" cargo tarpaulin --engine llvm --locked --skip-clean --out Stdout \
+		--target-dir target/coverage --exclude-files 'tests/*' 'benches/*'
+	$(BIN)/python -m pytest -q --cov --cov-report=term
+
 bench: setup ## Run the benches of benches/README.md
 	cargo bench --locked
 	$(BIN)/python -m pytest benches -q --benchmark-columns=min,median,ops
+	$(BIN)/python benches/server.py
+	$(BIN)/python benches/http/run.py
 
 lock: $(BIN)/python ## Resolve the dependencies anew
 	$(BIN)/python -m pip install --quiet uv

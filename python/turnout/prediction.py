@@ -21,11 +21,10 @@ PINNED = REASONS.index("pinned")
 class Predictor:
     """Answers single predictions from the live snapshot."""
 
-    def __init__(self, live: Live, telemetry: Telemetry, *, fallback: bool, log_predictions: bool) -> None:
+    def __init__(self, live: Live, telemetry: Telemetry, *, fallback: bool) -> None:
         self._live = live
         self._telemetry = telemetry
         self._fallback = fallback
-        self._log_predictions = log_predictions
 
     def predict_bytes(self, model: str, version: str | None, body: bytes) -> tuple[int, bytes]:
         """Answer one request: the HTTP status and the JSON body, a problem document (RFC 9457) from 400 on."""
@@ -53,8 +52,6 @@ class Predictor:
             return self._fall_back(serving, lane, reason, body, started, error)
         series = lane.series[reason] or self._series(serving, lane, reason)
         series.record(perf_counter_ns() - started, after - before)
-        if self._log_predictions:
-            log("info", "prediction", model=model, version=lane.label, reason=REASONS[reason])
         return answer
 
     def needs_pool(self, model: str, version: str | None) -> bool:

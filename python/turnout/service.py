@@ -79,9 +79,7 @@ class Turnout:
         self.runtime = Runtime(self.data, self.registry.beacon, map_size=settings.map_size, fold=fold)
         self.telemetry = Telemetry()
         self.live = Live(self.registry, self.artifacts, settings, eager=server)
-        self.predictor = Predictor(
-            self.live, self.telemetry, fallback=settings.fallback, log_predictions=settings.log_predictions
-        )
+        self.predictor = Predictor(self.live, self.telemetry, fallback=settings.fallback)
         self.predict_bytes = self.predictor.predict_bytes
         self.needs_pool = self.predictor.needs_pool
         self.pool = ThreadPoolExecutor(settings.pool_threads, thread_name_prefix="turnout-predict")
@@ -396,11 +394,14 @@ class Turnout:
     # --- the state of things ------------------------------------------------------------------------------------
 
     def statistics(self) -> Merged:
-        """The statistics of this process and of all workers, merged."""
-        others = self.runtime.statistics()
-        if self._worker is not None:
-            others.pop(self._worker.id, None)
-        return Merged.from_dumps([self.telemetry.dump(), *others.values()])
+        """The statistics of this process and of all workers, merged.
+
+        A worker publishes its own first, so that whoever asks another one next finds no count that has fallen.
+        """
+        if self._worker is None:
+            return Merged.from_dumps([self.telemetry.dump(), *self.runtime.statistics().values()])
+        self._worker.flush()
+        return Merged.from_dumps(self.runtime.statistics().values())
 
     def metrics(self) -> bytes:
         """The statistics and the state of all workers in Prometheus's text format."""

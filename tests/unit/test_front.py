@@ -24,10 +24,18 @@ class Hub:
         self.pool = ThreadPoolExecutor(1)
         self.release = threading.Event()
         self.running = threading.Event()
+        self.rejected: list[str] = []
         self.calls: list[tuple[str, str | None, bytes]] = []
 
     def needs_pool(self, model: str, version: str | None) -> bool:
         return model == "slow"
+
+    @property
+    def telemetry(self) -> Hub:
+        return self
+
+    def reject(self, code: str) -> None:
+        self.rejected.append(code)
 
     def predict_bytes(self, model: str, version: str | None, body: bytes) -> tuple[int, bytes]:
         self.calls.append((model, version, body))

@@ -228,8 +228,9 @@ class Front:
     async def _refuse(
         self, document: Problem | dict[str, Any], identity: bytes, send: Send, *headers: tuple[bytes, bytes]
     ) -> None:
-        body = msgspec.json.encode(document)
-        status = document.status if isinstance(document, Problem) else document["status"]
+        document = document if isinstance(document, dict) else msgspec.to_builtins(document)
+        status, body = document["status"], msgspec.json.encode(document)
+        self._hub.telemetry.reject(document["code"])
         await send(_start(status, [PROBLEM, (b"x-request-id", identity), *headers]))
         await send({"type": "http.response.body", "body": body})
 
