@@ -159,22 +159,21 @@ def test_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int) 
                     victims = [worker.pid for worker in hub.status().workers]
                     chance.shuffle(victims)
                 victim = psutil.Process(victims.pop())
-                ports = ports_of(victim)
+                settled, ports = settle(traffic, hub)
                 failed, answered = len(traffic.failures), len(traffic.requests)
 
                 change = pool.submit(switch, hub, timeline)
                 time.sleep(chance.uniform(0, 0.01))
-                killed = time.perf_counter()
                 victim.kill()
-                wait_for(lambda: not victim.is_running(), 5, "the end of the worker")
+                end_of(victim)
                 gone = time.perf_counter()
                 took = [change.result(), switch(hub, timeline)]
                 slowest = max(slowest, *took)
-                wait_for(lambda: healthy(hub, victim.pid), 20, lambda: f"a new worker:\n{server.log_text()}")
+                await_new_worker(server, hub, victim.pid)
 
                 for failure in traffic.failures[failed:]:
-                    # On a connection of that worker, or on one made while the kernel was taking it down.
-                    assert failure.port in ports or killed <= failure.opened <= gone, failure
+                    # On a connection of that worker, or on one made before the kernel had taken it down.
+                    assert failure.port in ports[victim.pid] or settled <= failure.opened <= gone, failure
                 assert len(traffic.requests) > answered
         check(hub)
         assert server.process.poll() is None
@@ -194,9 +193,26 @@ def test_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int) 
         )
 
 
-def ports_of(worker: psutil.Process) -> set[int]:
-    """The clients' ports of the connections that a worker holds."""
-    return {connection.raddr.port for connection in worker.net_connections("tcp") if connection.raddr}
+def settle(traffic: Traffic, hub: turnout.Turnout) -> tuple[float, dict[int, set[int]]]:
+    """Wait until a worker has taken each connection on; since when it is so, and the clients' ports by worker."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        now, ports = (
+            time.perf_counter(),
+            {worker.pid: ports_of(worker.pid) for worker in hub.status().workers},
+        )
+        if set(traffic.ports) <= set().union(*ports.values()):
+            return now, ports
+    raise AssertionError("connections that no worker takes on")
+
+
+def ports_of(worker: int) -> set[int]:
+    return {c.raddr.port for c in psutil.Process(worker).net_connections("tcp") if c.raddr}
+
+
+def end_of(process: psutil.Process) -> None:
+    """Wait until it has ended and its parent knows; all of its connections are closed then."""
+    wait_for(lambda: not process.is_running(), 5, "the end of a process")
 
 
 def switch(hub: turnout.Turnout, timeline: Timeline) -> float:
@@ -209,14 +225,15 @@ def switch(hub: turnout.Turnout, timeline: Timeline) -> float:
     return done - called
 
 
-def healthy(hub: turnout.Turnout, killed: int) -> bool:
-    """Whether all workers are there, without the one that was killed, and are ready."""
-    workers = hub.status().workers
-    return (
-        len(workers) == WORKERS
-        and all(worker.ready for worker in workers)
-        and killed not in {worker.pid for worker in workers}
-    )
+def await_new_worker(server: Server, hub: turnout.Turnout, killed: int) -> None:
+    """Wait until all workers are there, without the one that was killed, and are ready."""
+
+    def healthy() -> bool:
+        workers = hub.status().workers
+        pids = {worker.pid for worker in workers}
+        return len(pids) == WORKERS and killed not in pids and all(worker.ready for worker in workers)
+
+    wait_for(healthy, 20, lambda: f"a new worker; the log:\n{server.log_text()}")
 
 
 @pytest.mark.slow

@@ -62,6 +62,7 @@ class Traffic:
         self.port, self.model, self.rows = port, model, rows
         self.requests: list[Request] = []
         self.failures: list[Failure] = []
+        self.ports = [0] * connections
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, args=(n, connections)) for n in range(connections)
@@ -93,7 +94,7 @@ class Traffic:
                 if connection.sock is None:
                     opened, port = began, 0
                     connection.connect()
-                    port = connection.sock.getsockname()[1]
+                    port = self.ports[first] = connection.sock.getsockname()[1]
                 connection.request("POST", path, body, {"Content-Type": "application/json"})
                 response = connection.getresponse()
                 answer = json.loads(response.read())
