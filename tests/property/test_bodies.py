@@ -269,3 +269,21 @@ def send(server: Server, method: str, path: str, body: object) -> tuple[int, str
 def test_wrong_methods(server: Server, method: str) -> None:
     answer = server.client.request(method, f"/v1/models/{MATRIX}/predict", content=GOOD, headers=JSON)
     assert answer.status_code in {200, 204, 405} if method == "OPTIONS" else answer.status_code in {405, 501}
+
+
+@pytest.mark.timeout(60)
+def test_long_paths_do_not_stay_in_memory(server: Server) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    with closing(connection):
+
+        def ask(number: int) -> None:
+            connection.request("POST", f"/v1/models/{number}{'x' * 60_000}/predict", GOOD, JSON)
+            answer = connection.getresponse()
+            assert answer.status == 404
+            answer.read()
+
+        ask(0)
+        before = sum(worker.memory_info().rss for worker in server.family())
+        for number in range(1000):
+            ask(number)
+        assert sum(worker.memory_info().rss for worker in server.family()) < before + 30 * 1024**2

@@ -33,6 +33,7 @@ JSON: Final = (b"content-type", b"application/json")
 PROBLEM: Final = (b"content-type", MEDIA_TYPE.encode())
 RETRY: Final = (b"retry-after", b"1")
 KNOWN_PATHS = 4096
+KNOWN_PATH_BYTES = 1500  # two percent-encoded names of the greatest length; longer ones would only fill memory
 MAX_ID_BYTES = 128
 
 
@@ -175,10 +176,11 @@ class Front:
             return None
         if not model or version == "":
             return None
-        if len(self._targets) >= KNOWN_PATHS:
-            self._targets.clear()
         target = (model, version)
-        self._targets[path] = target
+        if len(path) <= KNOWN_PATH_BYTES:
+            if len(self._targets) >= KNOWN_PATHS:
+                self._targets.clear()
+            self._targets[path] = target
         return target
 
     def _log(self, target: Target, identity: bytes, status: int, answer: bytes, seconds: float) -> None:
