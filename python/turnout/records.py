@@ -119,7 +119,7 @@ class Records:
 
     def test(self, model: str, test_id: str) -> Test | None:
         """A test, if it is there."""
-        number = _number(test_id)
+        number = test_number(test_id)
         return None if number is None else self._get(TEST, "test", model, number)
 
     def running(self, head: Model) -> Test | None:
@@ -128,14 +128,14 @@ class Records:
 
     def ledger(self, model: str, test_id: str, revision: int) -> LedgerRevision | None:
         """A ledger, if it is there."""
-        number = _number(test_id)
+        number = test_number(test_id)
         if number is None or not 0 <= revision <= MAX_NUMBER:
             return None
         return self._get(LEDGER, "ledger", model, number, revision)
 
     def ledgers(self, model: str, test_id: str) -> list[LedgerRevision]:
         """The ledgers of a test, oldest first."""
-        number = _number(test_id)
+        number = test_number(test_id)
         if number is None:
             return []
         return [LEDGER.decode(value) for _, value in self._t.scan("ledger", model, number)]
@@ -276,7 +276,7 @@ class Records:
         self._t.put(key(*at), encode(value))
 
 
-def _number(test_id: str) -> int | None:
+def test_number(test_id: str) -> int | None:
     """The number that a test's id is made of; None for what cannot be one."""
     if not test_id.isascii() or not test_id.isdigit() or len(test_id) > 18 or str(int(test_id)) != test_id:
         return None

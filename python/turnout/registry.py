@@ -27,6 +27,9 @@ from turnout.records import Author, Committed, Records
 from turnout.router import ModelRecord
 from turnout.store import Beacon, Store
 from turnout.transitions import (
+    MAX_OVERRIDE_ID_BYTES,
+    MAX_OVERRIDES,
+    MAX_SALT_BYTES,
     check_revision,
     check_text,
     check_unused,
@@ -40,10 +43,6 @@ from turnout.transitions import (
     start_test,
     step_test,
 )
-
-MAX_OVERRIDES = 10_000
-MAX_OVERRIDE_ID_BYTES = 256
-MAX_SALT_BYTES = 256
 
 
 class RegistrySnapshot(NamedTuple):

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from turnout import _core, interchange, reports
+from turnout import _core, archives, documents, interchange, reports
 from turnout.artifacts import Artifacts, Staged, graph_of
 from turnout.config import Settings, resolve
 from turnout.domain import (
@@ -35,7 +35,7 @@ from turnout.domain import (
     check_name,
     utc_now,
 )
-from turnout.errors import InvalidModel, InvalidRequest, NotReady
+from turnout.errors import InvalidDocument, InvalidModel, InvalidRequest, NotReady
 from turnout.external import external_files
 from turnout.live import Live
 from turnout.log import log
@@ -431,10 +431,10 @@ class Turnout:
 
     def export_registry(self, artifacts: IO[bytes] | None = None) -> dict[str, Any]:
         """The registry as plain JSON data; with a file, also written there as a tar that carries the model files."""
-        document = self.registry.read(interchange.document_of)
+        document = self.registry.read(documents.document_of)
         if artifacts is not None:
-            interchange.write_archive(document, self.artifacts, artifacts)
-        return msgspec.to_builtins(document)
+            archives.write_archive(document, self.artifacts, artifacts)
+        return documents.plain(document)
 
     def import_registry(
         self,
@@ -454,21 +454,32 @@ class Turnout:
         if isinstance(source, Mapping):
             if interchange.is_prisml(source):
                 return self._import_prisml(interchange.parse_prisml(source), author)
-            document, staged = interchange.parse(source), {}
+            document, staged = documents.parse(source), {}
         else:
-            document, staged = interchange.read_archive(source, self.artifacts)
+            document, staged = archives.read_archive(source, self.artifacts)
         try:
-            interchange.refuse_incomplete(interchange.missing_artifacts(document, self.artifacts, staged))
             for version in (version for model in document.models for version in model.versions):
-                plan_of(version)
+                self._check_imported(version, staged.get(version.artifact.sha256))
             return self._commit(
-                lambda: self.registry.rewrite(
-                    lambda r: interchange.restore(r, document, staged, overwrite=replace, author=author)
+                lambda: interchange.restore(
+                    self.registry, document, self.artifacts, staged, overwrite=replace, author=author
                 )
             )
         finally:
             for files in staged.values():
                 files.discard()
+
+    def _check_imported(self, version: Version, staged: Staged | None) -> None:
+        """Refuse what no worker could compile, and probe the files that came along: they are as hostile as uploads."""
+        plan_of(version)
+        if staged is None:
+            return
+        probe = self._probe(staged, VersionSpec(features=version.features, options=version.options))
+        if probe.signature != version.signature:
+            raise InvalidDocument(
+                f"version {version.version} of model {version.model}: its file takes or gives something else than the "
+                "document says"
+            )
 
     def _import_prisml(self, models: dict[str, list[interchange.PrismlVersion]], author: Author) -> list[str]:
         for model, versions in models.items():

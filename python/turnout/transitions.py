@@ -35,6 +35,9 @@ from turnout.errors import (
 from turnout.records import Author, Records
 
 KEPT_FORMER = 2
+MAX_OVERRIDES = 10_000
+MAX_OVERRIDE_ID_BYTES = 256
+MAX_SALT_BYTES = 256
 
 
 def check_text(what: str, text: str, limit: int) -> None:

@@ -31,7 +31,8 @@ from turnout.errors import (
     VersionNotFound,
 )
 from turnout.records import Author
-from turnout.registry import MAX_OVERRIDES, Registry
+from turnout.registry import Registry
+from turnout.transitions import MAX_OVERRIDES
 
 SPAWN = multiprocessing.get_context("spawn")
 
