@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -144,3 +145,72 @@ def test_every_setting_is_a_flag_of_serve() -> None:
     assert len(declared()) > 10
     for setting in declared():
         assert setting.flag in done.stdout
+
+
+# --- what people and machines read ----------------------------------------------------------------------------------
+
+HOSTILE = ":bug: [JIRA-1] [bold]x[/bold] [/red] \x1b[31mred\x07\nsecond line"
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A directory whose model and audit log try to be markup, emoji and terminal commands."""
+    folder = tmp_path_factory.mktemp("hostile")
+    (folder / "m.onnx").write_bytes(linear_matrix([1.0], names=["a"]))
+    data = ["--data", str(folder / "data")]
+    register = ["register", "a[bold]b[/x]", "v[red]1", str(folder / "m.onnx"), "-m", HOSTILE]
+    assert CliRunner().invoke(turnout, [*data, *register], obj=Context()).exit_code == 0
+    return data
+
+
+def test_json_has_every_character_as_it_was_written(hostile: list[str]) -> None:
+    done = CliRunner().invoke(turnout, [*hostile, "--json", "history", "a[bold]b[/x]"], obj=Context())
+    assert json.loads(done.stdout)["events"][0]["reason"] == HOSTILE
+
+
+def test_no_text_of_others_commands_the_terminal(hostile: list[str]) -> None:
+    done = CliRunner().invoke(turnout, [*hostile, "history", "a[bold]b[/x]"], obj=Context(), color=True)
+    assert "versions of a[bold]b[/x], newest first" in done.stdout
+    assert "v[red]1" in done.stdout
+    words = "".join(done.stdout.replace("│", " ").split())
+    assert "".join(HOSTILE.encode("unicode_escape").decode().split()) in words
+    assert not {"\x1b", "\x07"} & set(done.stdout)
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "turnout", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=25,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize("name", ["registry.json", "registry.tar"])
+def test_an_export_that_cannot_be_written_is_one_line(name: str, tmp_path: Path) -> None:
+    done = command("--data", str(tmp_path / "data"), "export", str(tmp_path / "nowhere" / name))
+    assert done.returncode == 1
+    assert done.stderr.startswith("turnout: ")
+    assert done.stderr.count("\n") == 1
+    assert "cannot be written" in done.stderr
+
+
+@pytest.mark.parametrize("word", ["\x1b[31m", "two\nlines"])
+def test_an_error_is_one_line_whatever_it_is_about(word: str, tmp_path: Path) -> None:
+    for where in (["--data", str(tmp_path / "data")], ["--url", "http://127.0.0.1:9"]):
+        done = command(*where, "history", word)
+        assert done.returncode == 1, done.stderr
+        assert done.stderr.startswith("turnout: ")
+        assert done.stderr.count("\n") == 1
+        assert "\x1b" not in done.stderr
+
+
+def test_a_user_without_a_name_has_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    assert Context().actor == f"uid {os.getuid()}"

@@ -8,6 +8,7 @@ import click
 
 from turnout.cli import reads, releases, system
 from turnout.cli.context import Context, common
+from turnout.cli.text import plain
 from turnout.errors import TurnoutError
 
 
@@ -29,10 +30,10 @@ def main() -> None:
     """Run the command line; an error is one line on standard error and exit status 1."""
     try:
         turnout(prog_name="turnout", obj=Context())
-    except TurnoutError as error:
-        click.echo(f"turnout: {error}", err=True)
-        sys.exit(1)
     except BrokenPipeError:
         # The reader of our output, `head` say, has seen enough.
         sys.stderr.close()
         sys.exit(0)
+    except (TurnoutError, OSError) as error:
+        click.echo(f"turnout: {plain(str(error))}", err=True)
+        sys.exit(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import getpass
+import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any, TypeVar
 
 import click
 from rich.console import Console
+from rich.text import Text
 
+from turnout.cli.text import plain
 from turnout.client import Client
 from turnout.config import Resolved, resolve
 from turnout.service import Turnout
@@ -28,8 +31,8 @@ class Context:
         self.data: str | None = None
         self.url: str | None = None
         self.json = False
-        self.actor: str = getpass.getuser()
-        self.console = Console(highlight=False)
+        self.actor: str = _user()
+        self.console = Console(highlight=False, markup=False, emoji=False)
         self._errors = Console(stderr=True, highlight=False)
 
     def resolved(self, **flags: Any) -> Resolved:  # noqa: ANN401
@@ -48,7 +51,7 @@ class Context:
     def progress(self, doing: str) -> Generator[None]:
         """Say on a terminal what is being done, for as long as it takes."""
         if doing and self._errors.is_terminal and not self.json:
-            with self._errors.status(f"{doing} …"):
+            with self._errors.status(Text(f"{plain(doing)} …")):
                 yield
         else:
             yield
@@ -57,6 +60,14 @@ class Context:
         """Raise a usage error where `--url` makes no sense."""
         if self.url:
             raise click.UsageError(f"{command} works on this machine, not on a server: leave out --url")
+
+
+def _user() -> str:
+    """Who runs this process; in a container that may be a number without a name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def common(function: Callable[[], None]) -> Any:  # noqa: ANN401

@@ -6,25 +6,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import click
 import msgspec
 from rich.table import Table
 
 from turnout.cli.context import Context
+from turnout.cli.text import plain
 
 
 def answer(context: Context, value: Any, *tables: Table | str) -> None:  # noqa: ANN401
     """Print the value as JSON, or what was made of it for people."""
     if context.json:
-        context.console.print(msgspec.json.encode(value).decode(), soft_wrap=True, markup=False)
+        # Past rich, which would change the text: ":bug:" into an emoji.
+        click.echo(msgspec.json.encode(value))
         return
     for table in tables:
-        context.console.print(table)
+        context.console.print(plain(table) if isinstance(table, str) else table)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     """A table with a title; numbers to the right."""
     listed = [[text(cell) for cell in row] for row in rows]
-    found = Table(title=title or None, title_justify="left", header_style="bold")
+    found = Table(title=plain(title) or None, title_justify="left", header_style="bold")
     for position, column in enumerate(columns):
         numbers = bool(listed) and all(_is_number(row[position]) for row in listed)
         found.add_column(column, justify="right" if numbers else "left", overflow="fold")
@@ -52,11 +55,11 @@ def text(value: Any) -> str:  # noqa: ANN401, PLR0911 - one line a type
         case datetime():
             return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
         case Mapping():
-            return ", ".join(f"{name}={text(part)}" for name, part in value.items()) or "-"
+            return ", ".join(f"{plain(str(name))}={text(part)}" for name, part in value.items()) or "-"
         case list() | tuple():
             return ", ".join(map(text, value)) or "-"
         case _:
-            return str(value).replace("[", "\\[")
+            return plain(str(value))
 
 
 def seconds(value: float | None) -> str:

@@ -6,8 +6,10 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 import msgspec
@@ -68,30 +70,35 @@ def demo(context: Context, once: bool, port: int) -> None:
 def export_registry(context: Context, file: Path) -> None:
     """Write the registry to FILE: JSON, or with the model files where the name ends with .tar. `-` is the output."""
     with context.backend("exporting") as backend:
-        archive = file.suffix == TAR_SUFFIX
-        document = _write_archive(backend, file) if archive else backend.export_registry()
-    text = msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
-    if str(file) == "-":
-        sys.stdout.buffer.write(text)
-        return
-    if not archive:
-        file.write_bytes(text)
+        if str(file) == "-":
+            sys.stdout.buffer.write(_pretty(backend.export_registry()))
+            return
+        with _aside(file) as opened:
+            archive = file.suffix == TAR_SUFFIX
+            document = backend.export_registry(opened if archive else None)
+            if not archive:
+                opened.write(_pretty(document))
     names = [model["model"]["name"] for model in document["models"]]
     answer(context, {"file": str(file), "models": names}, f"{len(names)} models are in {file}")
 
 
-def _write_archive(backend: Any, file: Path) -> dict[str, Any]:  # noqa: ANN401
-    """Write aside and rename, so that a broken export leaves no archive that looks whole."""
+def _pretty(document: dict[str, Any]) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+
+
+@contextmanager
+def _aside(file: Path) -> Generator[IO[bytes]]:
+    """Write aside and rename, so that a broken export leaves nothing that looks whole."""
     aside = file.with_name(file.name + ".part")
     try:
         with aside.open("wb") as opened:
-            document = backend.export_registry(opened)
+            yield opened
         aside.replace(file)
     except OSError as error:
         raise StorageError(f"{file} cannot be written: {error}") from error
     finally:
-        aside.unlink(missing_ok=True)
-    return document
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 @click.command("import")
