@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import re
 import statistics
 import time
 from collections.abc import Sequence
@@ -84,17 +85,16 @@ def resolve_device(device: str) -> str:
 
     Raises DeviceUnavailable where CUDA is asked for by name and does not work.
     """
-    kind, _, number = device.partition(":")
     if device == "cpu" or (device == "auto" and not cuda_status()[0]):
         return "cpu"
     if device == "auto":
         return "cuda:0"
-    if kind != "cuda" or (number and not number.isdecimal()):
+    if re.fullmatch(r"cuda(:[0-9]{1,3})?", device) is None:
         raise InvalidModel(f"expected a device auto, cpu, cuda or cuda:N, found {device!r}")
     works, reason = cuda_status()
     if not works:
         raise DeviceUnavailable(f"device {device} was asked for, but CUDA does not work here: {reason}")
-    return f"cuda:{number or 0}"
+    return device if ":" in device else "cuda:0"
 
 
 class Session:
