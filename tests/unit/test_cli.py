@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+
 from models import constant_label, linear_matrix
 from servers import Server
-
 from turnout.cli import Context, turnout
 from turnout.config import declared
 
@@ -198,7 +198,7 @@ def test_an_export_that_cannot_be_written_is_one_line(name: str, tmp_path: Path)
     assert "cannot be written" in done.stderr
 
 
-@pytest.mark.parametrize("word", ["\x1b[31m", "two\nlines"])
+@pytest.mark.parametrize("word", ["\x1b[31m", "two\nlines", "\udcff"])
 def test_an_error_is_one_line_whatever_it_is_about(word: str, tmp_path: Path) -> None:
     for where in (["--data", str(tmp_path / "data")], ["--url", "http://127.0.0.1:9"]):
         done = command(*where, "history", word)

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar
-from urllib.parse import quote
 
 import httpx
 import msgspec
 
-from turnout import errors
+from turnout.client.wire import (
+    JSON,
+    TAR,
+    ServerUnreachable,
+    Tee,
+    change_of,
+    decode,
+    document_of,
+    encode,
+    error_of,
+    headers_of,
+    model_file,
+    path_of,
+)
 from turnout.domain import (
     Assignment,
     AuditEvent,
@@ -28,27 +41,11 @@ from turnout.domain import (
     Test,
     Version,
 )
-from turnout.errors import ModelNotFound, TestNotFound, TurnoutError, VersionNotFound
+from turnout.errors import InvalidRequest, ModelNotFound, NotFound, TestNotFound, VersionNotFound
+
+__all__ = ["Client", "ServerUnreachable"]
 
 T = TypeVar("T")
-TAR = "application/x-tar"
-
-
-class ServerUnreachable(TurnoutError):
-    """The server did not answer; whether a change was made is not known then."""
-
-    status = 503
-    code = "server_unreachable"
-
-
-def _by_code(root: type[TurnoutError]) -> dict[str, type[TurnoutError]]:
-    found = {root.code: root}
-    for kind in root.__subclasses__():
-        found |= _by_code(kind)
-    return found
-
-
-CLASSES = _by_code(errors.TurnoutError)
 
 
 class Client:
@@ -56,13 +53,17 @@ class Client:
 
     Args:
         url: such as `http://127.0.0.1:8000`.
-        timeout: seconds that one call may take; registering a version runs it first.
+        timeout: seconds without a sign of the server; registering a version runs it first.
         actor: who makes changes, for the audit log.
     """
 
     def __init__(self, url: str, *, timeout: float = 120.0, actor: str | None = None) -> None:
-        headers = {} if actor is None else {"X-Actor": actor.encode("utf-8").decode("latin-1")}
-        self._http = httpx.Client(base_url=url, timeout=timeout, headers=headers)
+        try:
+            self._http = httpx.Client(base_url=url, timeout=timeout, headers=headers_of(actor, None))
+        except httpx.InvalidURL as error:
+            raise InvalidRequest(
+                f"expected a URL such as http://127.0.0.1:8000, found {url}: {error}"
+            ) from error
         self.last_change: Change | None = None
 
     def __enter__(self) -> Self:
@@ -94,7 +95,10 @@ class Client:
         reason: str = "",
         revision: int | None = None,
     ) -> Version:
-        """Upload a model file, which the server stores, probes and registers."""
+        """Upload a model file, which the server stores, probes and registers.
+
+        Raises InvalidModel for a folder as well: an upload is one file.
+        """
         spec = {
             "features": None if features is None else list(features),
             "accuracy": accuracy,
@@ -102,19 +106,19 @@ class Client:
             "metadata": dict(metadata or {}),
             "options": options or SessionOptions(),
         }
-        with Path(path).open("rb") as file:
+        with model_file(Path(path)) as file:
             parts = {
-                "spec": (None, msgspec.json.encode(spec), "application/json"),
+                "spec": (None, encode(spec), "application/json"),
                 "artifact": ("model.onnx", file),
             }
             answer = self._send(
                 "PUT",
-                _path(model, "versions", version),
+                path_of(model, "versions", version),
                 files=parts,
                 params={"reason": reason},
-                headers=_headers(actor, revision),
+                headers=headers_of(actor, revision),
             )
-        return _decode(answer, Version)
+        return decode(answer, Version)
 
     def activate_version(
         self,
@@ -155,7 +159,7 @@ class Client:
     ) -> bool:
         """Delete a version. False if it is not there."""
         try:
-            self._delete(_path(model, "versions", version), reason, actor, revision)
+            self._delete(path_of(model, "versions", version), reason, actor, revision)
         except VersionNotFound:
             return False
         return True
@@ -168,25 +172,25 @@ class Client:
     def get_version(self, model: str, version: str) -> Version | None:
         """The version with this label, or None."""
         try:
-            return self._get(_path(model, "versions", version), Version)
+            return self._get(path_of(model, "versions", version), Version)
         except VersionNotFound:
             return None
 
     def list_versions(self, model: str) -> list[Version]:
         """All versions, in order of registration."""
-        return self._get(_path(model, "versions"), list[Version])
+        return self._get(path_of(model, "versions"), list[Version])
 
     def compare_versions(self, model: str, a: str, b: str) -> Comparison:
         """Two versions side by side."""
-        return self._get(_path(model, "compare"), Comparison, a=a, b=b)
+        return self._get(path_of(model, "compare"), Comparison, a=a, b=b)
 
     def version_history(self, model: str) -> History:
         """What happened to a model, and why."""
-        return self._get(_path(model, "history"), History)
+        return self._get(path_of(model, "history"), History)
 
     def model(self, model: str) -> Model:
         """The head of a model."""
-        return self._get(_path(model), Model)
+        return self._get(path_of(model), Model)
 
     def models(self) -> list[Model]:
         """The heads of all models, by name."""
@@ -206,19 +210,19 @@ class Client:
     ) -> Test:
         """Start a test, or move a running one to new weights."""
         body = {"splits": dict(weights), "salt": salt, "reason": reason}
-        answer = self._send("PUT", _path(model, "test"), json=body, headers=_headers(actor, revision))
-        return _decode(answer, Test)
+        answer = self._send("PUT", path_of(model, "test"), body, headers=headers_of(actor, revision))
+        return decode(answer, Test)
 
     def get_test(self, model: str) -> Test | None:
         """The running test, or None."""
         try:
-            return self._get(_path(model, "test"), Test)
+            return self._get(path_of(model, "test"), Test)
         except TestNotFound:
             return None
 
     def list_tests(self, model: str) -> list[Test]:
         """Every test that the model has had, oldest first."""
-        return self._get(_path(model, "tests"), list[Test])
+        return self._get(path_of(model, "tests"), list[Test])
 
     def promote_winner(
         self,
@@ -237,7 +241,7 @@ class Client:
         self, model: str, *, actor: str | None = None, reason: str = "", revision: int | None = None
     ) -> Test:
         """End the test; the active version takes all traffic."""
-        return _decode(self._delete(_path(model, "test"), reason, actor, revision), Test)
+        return decode(self._delete(path_of(model, "test"), reason, actor, revision), Test)
 
     def set_override(
         self,
@@ -252,9 +256,9 @@ class Client:
         """Send one entity to one version, whatever the split says."""
         self._send(
             "PUT",
-            _path(model, "overrides", str(entity_id)),
-            json={"version": version, "reason": reason},
-            headers=_headers(actor, revision),
+            path_of(model, "overrides", str(entity_id)),
+            {"version": version, "reason": reason},
+            headers=headers_of(actor, revision),
         )
 
     def delete_override(
@@ -268,27 +272,27 @@ class Client:
     ) -> bool:
         """Let the split decide for this entity again. False if there was no override."""
         try:
-            self._delete(_path(model, "overrides", str(entity_id)), reason, actor, revision)
+            self._delete(path_of(model, "overrides", str(entity_id)), reason, actor, revision)
         except ModelNotFound:
             raise
-        except errors.NotFound:
+        except NotFound:
             return False
         return True
 
     def overrides(self, model: str) -> dict[str, str]:
         """Version by entity id."""
-        return self._get(_path(model, "overrides"), dict[str, str])
+        return self._get(path_of(model, "overrides"), dict[str, str])
 
     # --- assignment and prediction ------------------------------------------------------------------------------
 
     def assign(self, model: str, entity_id: str | int, *, at: datetime | None = None) -> Assignment:
         """The version that answers this entity, and why; with `at` the one that did then."""
         moment = {} if at is None else {"at": at.isoformat()}
-        return self._get(_path(model, "assignments", str(entity_id)), Assignment, **moment)
+        return self._get(path_of(model, "assignments", str(entity_id)), Assignment, **moment)
 
     def distribution(self, model: str) -> Distribution:
         """The split as configured, on a million synthetic ids, and in the requests so far."""
-        return self._get(_path(model, "distribution"), Distribution)
+        return self._get(path_of(model, "distribution"), Distribution)
 
     def predict(
         self,
@@ -299,26 +303,27 @@ class Client:
         version: str | None = None,
     ) -> Prediction:
         """Route and answer one row."""
-        path = _path(model, "predict") if version is None else _path(model, "versions", version, "predict")
-        return _decode(
-            self._send("POST", path, json={"entity_id": entity_id, "features": features}), Prediction
+        path = (
+            path_of(model, "predict") if version is None else path_of(model, "versions", version, "predict")
         )
+        return decode(self._send("POST", path, {"entity_id": entity_id, "features": features}), Prediction)
 
     # --- the whole ----------------------------------------------------------------------------------------------
 
     def export_registry(self, artifacts: IO[bytes] | None = None) -> dict[str, Any]:
         """The registry as plain JSON data; with a file, also written there as a tar that carries the model files."""
-        if artifacts is not None:
-            try:
-                with self._http.stream("GET", "/v1/registry/export", params={"artifacts": True}) as answer:
-                    if answer.is_error:
-                        answer.read()
-                        raise _error(answer)
-                    for block in answer.iter_bytes():
-                        artifacts.write(block)
-            except httpx.HTTPError as error:
-                raise self._unreachable(error) from error
-        return self._get("/v1/registry/export", dict[str, Any])
+        if artifacts is None:
+            return self._get("/v1/registry/export", dict[str, Any])
+        try:
+            with self._http.stream("GET", "/v1/registry/export", params={"artifacts": True}) as answer:
+                if answer.is_error:
+                    answer.read()
+                    raise error_of(answer)
+                return document_of(Tee(answer.iter_bytes(), artifacts))
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        except (tarfile.TarError, msgspec.DecodeError) as error:
+            raise self._strange(error) from error
 
     def import_registry(
         self,
@@ -334,10 +339,10 @@ class Client:
             "POST",
             "/v1/registry/import",
             params={"replace": replace, "reason": reason},
-            content=msgspec.json.encode(source) if document else source,
-            headers={"Content-Type": "application/json" if document else TAR, **_headers(actor, None)},
+            content=encode(source) if document else source,
+            headers={b"Content-Type": JSON if document else TAR, **headers_of(actor, None)},
         )
-        return _decode(answer, dict[str, list[str]])["models"]
+        return decode(answer, dict[str, list[str]])["models"]
 
     def audit(self, *, model: str | None = None, after: int = 0, limit: int = 1000) -> list[AuditEvent]:
         """Changes in their order."""
@@ -351,7 +356,7 @@ class Client:
     # --- the parts ----------------------------------------------------------------------------------------------
 
     def _get(self, path: str, kind: type[T], **parameters: Any) -> T:  # noqa: ANN401
-        return _decode(self._send("GET", path, params=parameters), kind)
+        return decode(self._send("GET", path, params=parameters), kind)
 
     def _post(
         self,
@@ -362,58 +367,39 @@ class Client:
         actor: str | None,
         revision: int | None,
     ) -> T:
-        return _decode(
-            self._send("POST", _path(model, *rest), json=body, headers=_headers(actor, revision)), kind
+        return decode(
+            self._send("POST", path_of(model, *rest), body, headers=headers_of(actor, revision)), kind
         )
 
     def _delete(self, path: str, reason: str, actor: str | None, revision: int | None) -> httpx.Response:
-        return self._send("DELETE", path, params={"reason": reason}, headers=_headers(actor, revision))
+        return self._send("DELETE", path, params={"reason": reason}, headers=headers_of(actor, revision))
 
-    def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:  # noqa: ANN401
+    def _send(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,  # noqa: ANN401
+        *,
+        headers: Mapping[bytes, bytes] | None = None,
+        **arguments: Any,  # noqa: ANN401
+    ) -> httpx.Response:
+        if body is not None:
+            headers = {**(headers or {}), b"Content-Type": JSON}
+            arguments["content"] = encode(body)
         try:
-            answer = self._http.request(method, path, **arguments)
+            answer = self._http.request(method, path, headers=headers, **arguments)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise InvalidRequest(f"this cannot be asked of a server: {error}") from error
         if answer.is_error:
-            raise _error(answer)
+            raise error_of(answer)
         if "turnout-generation" in answer.headers:
-            self.last_change = _change(answer.headers)
+            self.last_change = change_of(answer.headers)
         return answer
 
     def _unreachable(self, error: httpx.HTTPError) -> ServerUnreachable:
         return ServerUnreachable(f"{self._http.base_url} did not answer: {error or type(error).__name__}")
 
-
-def _path(model: str, *rest: str) -> str:
-    return "/v1/models/" + "/".join(quote(part, safe="") for part in (model, *rest))
-
-
-def _headers(actor: str | None, revision: int | None) -> dict[str, str]:
-    found = {} if actor is None else {"X-Actor": actor.encode("utf-8").decode("latin-1")}
-    return found if revision is None else {**found, "If-Match": f'"{revision}"'}
-
-
-def _change(headers: httpx.Headers) -> Change:
-    pending = tuple(part.strip() for part in headers.get("turnout-pending", "").split(",") if part.strip())
-    revision = headers.get("etag", '"0"').strip('"')
-    return Change(generation=int(headers["turnout-generation"]), revision=int(revision), pending=pending)
-
-
-def _decode(answer: httpx.Response, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(answer.content, type=kind)
-    except msgspec.DecodeError as error:
-        raise ServerUnreachable(
-            f"{answer.url} answered something else than Turnout would: {error}"
-        ) from error
-
-
-def _error(answer: httpx.Response) -> TurnoutError:
-    """The exception that a problem document (RFC 9457) means."""
-    try:
-        document = msgspec.json.decode(answer.content, type=dict[str, Any])
-    except msgspec.DecodeError:
-        document = {}
-    detail = str(document.get("detail") or f"{answer.status_code} {answer.reason_phrase} from {answer.url}")
-    place = {key: document.get(key) for key in ("row", "feature", "position")}
-    return CLASSES.get(str(document.get("code")), TurnoutError)(detail, **place)
+    def _strange(self, error: Exception) -> ServerUnreachable:
+        return ServerUnreachable(f"{self._http.base_url} answered something else than Turnout would: {error}")
