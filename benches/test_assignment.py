@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from turnout import _core
 
 COUNT = 1_000_000

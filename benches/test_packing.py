@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+
 from turnout import _core
 
 NAMES = [f"featureNumber{index}" for index in range(20)]

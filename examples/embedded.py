@@ -10,8 +10,9 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import turnout
 from onnx import TensorProto, helper, numpy_helper, save
+
+import turnout
 
 FEATURES = ["totalSpent", "accountAge"]
 

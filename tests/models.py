@@ -67,7 +67,10 @@ def constant_label(label: int, features: int = 2) -> bytes:
         helper.make_node("Mul", ["integers", "zero"], ["nothing"]),
         helper.make_node("Add", ["nothing", "constant"], ["label"]),
     ]
-    outputs = [helper.make_tensor_value_info("label", TensorProto.INT64, [None]), floats("probabilities", None, 2)]
+    outputs = [
+        helper.make_tensor_value_info("label", TensorProto.INT64, [None]),
+        floats("probabilities", None, 2),
+    ]
     return model_bytes(nodes, [floats("x", None, features)], outputs, constants)
 
 
@@ -145,9 +148,13 @@ def zipmap_model(classes: Sequence[str] = ("no", "yes")) -> bytes:
     nodes = [
         helper.make_node("MatMul", ["x", "zeros"], ["product"]),
         helper.make_node("Add", ["product", "bias"], ["raw"]),
-        helper.make_node("ZipMap", ["raw"], ["probabilities"], domain="ai.onnx.ml", classlabels_strings=list(classes)),
+        helper.make_node(
+            "ZipMap", ["raw"], ["probabilities"], domain="ai.onnx.ml", classlabels_strings=list(classes)
+        ),
     ]
-    entry = helper.make_map_type_proto(TensorProto.STRING, helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+    entry = helper.make_map_type_proto(
+        TensorProto.STRING, helper.make_tensor_type_proto(TensorProto.FLOAT, None)
+    )
     output = helper.make_value_info("probabilities", helper.make_sequence_type_proto(entry))
     return model_bytes(nodes, [floats("x", None, 2)], [output], constants)
 

@@ -6,11 +6,12 @@ frees when a process dies, so a dead worker is never waited for.
 
 from __future__ import annotations
 
-import fcntl
 import os
+import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,10 +19,12 @@ import msgspec
 
 from turnout.domain import VersionStatus, WorkerStatus, utc_now
 from turnout.errors import StorageError
+from turnout.locks import Lock, Locks
 from turnout.store import Beacon, Store, Transaction, key
 
 T = TypeVar("T")
 Fold = Callable[[list[bytes]], bytes]
+TABLES = ("worker", "statistics", "stage", "answer")
 POLL_SECONDS = 0.001
 RETIRED = "retired"
 
@@ -35,19 +38,10 @@ class StageRequest(msgspec.Struct, frozen=True):
     version: str
 
 
-class Lock:
-    """A file that is locked as long as this process lives, or until it is let go of."""
+class _Progress(msgspec.Struct, frozen=True):
+    """The part of a WorkerStatus that a waiting process asks for a thousand times a second."""
 
-    def __init__(self, folder: Path) -> None:
-        self.id = uuid.uuid4().hex[:12]
-        self._path = folder / self.id
-        self._file = self._path.open("wb")
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-
-    def release(self) -> None:
-        """Let go of it."""
-        self._path.unlink(missing_ok=True)
-        self._file.close()
+    generation: int
 
 
 class Membership:
@@ -78,106 +72,134 @@ class Membership:
             versions=versions,
         )
         self._runtime.put_worker(status)
+        self._lock.mark()
 
     def leave(self) -> None:
-        """Be no worker any more; what it counted stays."""
+        """Be no worker any more; what it counted stays. Idempotent."""
         self._lock.release()
-        self._runtime.retire()
+        self._runtime.forget_worker(self.id)
 
 
 class Runtime:
     """The shared runtime state of a data directory.
+
+    Whoever finds the database gone or damaged makes a new one, and every process writes its own part into it again.
 
     Args:
         fold: adds up dumped statistics; those of dead workers are kept as one sum.
     """
 
     def __init__(self, data: Path, beacon: Beacon, *, map_size: int, fold: Fold) -> None:
-        self._path = data / "runtime.lmdb"
-        self._locks = data / "run"
-        self._locks.mkdir(exist_ok=True)
+        self._locks = Locks(data / "run")
         self._beacon = beacon
-        self._map_size = map_size
         self._fold = fold
-        self._store = self._open()
+        self._file = _File(data / "runtime.lmdb", self._locks, map_size)
         self._owner: Lock | None = None
+        self._owning = threading.Lock()
+        self._mine: dict[bytes, bytes] = {}
+        self._unwanted: set[str] = set()
 
     def close(self) -> None:
-        """Let go of the database, and of what this process has staged."""
+        """Let go of the database, and of what this process has staged. Idempotent."""
         if self._owner is not None:
             self._owner.release()
-        self._store.close()
+        self._file.close()
 
     # --- workers ------------------------------------------------------------------------------------------------
 
     def join(self) -> Membership:
         """Become a worker."""
-        return Membership(self, Lock(self._locks))
+        return Membership(self, self._locks.acquire())
 
     def workers(self) -> list[WorkerStatus]:
         """Every live worker that has published, by age."""
-        found = self._read(
-            lambda t: [msgspec.json.decode(value, type=WorkerStatus) for _, value in t.scan("worker")]
-        )
-        return sorted(
-            (worker for worker in found if self._alive(worker.id)), key=lambda worker: worker.started_at
-        )
+        found = self._read(lambda t: _decoded(WorkerStatus, (value for _, value in t.scan("worker"))))
+        live = [worker for worker in found if self._locks.held(worker.id)]
+        return sorted(live, key=lambda worker: worker.started_at)
 
     def put_worker(self, status: WorkerStatus) -> None:
-        """Set the record of a worker."""
-        if self._store.replaced():
-            self._store.close()
-            self._store = self._open()
-        self._change(lambda t: t.put(key("worker", status.id), msgspec.json.encode(status)))
+        """Set the record of a worker of this process."""
+        self._put(key("worker", status.id), msgspec.json.encode(status))
+
+    def forget_worker(self, worker: str) -> None:
+        """Remove what a worker of this process has left behind."""
+        self._mine.pop(key("worker", worker), None)
+        with suppress(StorageError):  # whoever asks next does it
+            self.retire()
 
     def all_loaded(self, model: str, version: str) -> bool:
         """Whether every live worker has this version loaded."""
-        return all(
-            any(v.model == model and v.version == version and v.error is None for v in worker.versions)
+        loaded = {
+            worker.id
             for worker in self.workers()
-        )
+            if any(v.model == model and v.version == version and v.error is None for v in worker.versions)
+        }
+        return loaded.issuperset(self._locks.marked())
 
     def wait_generation(self, generation: int, seconds: float) -> tuple[str, ...]:
-        """Wait until all live workers serve a generation; the ids of those that do not in time."""
+        """Wait until all live workers serve a generation; the ids of those that do not in time.
+
+        Raises nothing: the change that is waited for has been made already. A worker of which nothing can be read
+        counts as one that does not serve it.
+        """
         deadline = time.monotonic() + seconds
         while True:
-            pending = tuple(worker.id for worker in self.workers() if worker.generation < generation)
+            served = self._served()
+            pending = tuple(worker for worker in self._locks.marked() if served.get(worker, -1) < generation)
             if not pending or time.monotonic() >= deadline:
                 return pending
             time.sleep(POLL_SECONDS)
+
+    def _served(self) -> dict[str, int]:
+        def read(t: Transaction) -> dict[str, int]:
+            return {
+                _text(rest): progress.generation
+                for rest, value in t.scan("worker")
+                for progress in _decoded(_Progress, [value])
+            }
+
+        try:
+            return self._read(read)
+        except StorageError:
+            return {}
 
     # --- load before switch -------------------------------------------------------------------------------------
 
     def stage(self, model: str, version: str) -> str:
         """Ask every worker to load a version; the token of the request."""
-        if self._owner is None:
-            self._owner = Lock(self._locks)
-        request = StageRequest(uuid.uuid4().hex, self._owner.id, model, version)
-        self._change(lambda t: t.put(key("stage", request.token), msgspec.json.encode(request)))
+        request = StageRequest(uuid.uuid4().hex, self._owner_id(), model, version)
+        self._put(key("stage", request.token), msgspec.json.encode(request))
         self._beacon.step(Beacon.STAGE)
         return request.token
 
     def staged_requests(self) -> list[StageRequest]:
         """What live processes ask the workers to load."""
-        found = self._read(
-            lambda t: [msgspec.json.decode(value, type=StageRequest) for _, value in t.scan("stage")]
-        )
-        return [request for request in found if self._alive(request.owner)]
+        found = self._read(lambda t: _decoded(StageRequest, (value for _, value in t.scan("stage"))))
+        live = [request for request in found if self._locks.held(request.owner)]
+        self._forget_answers({request.token for request in live})
+        return live
 
     def answer_stage(self, token: str, worker: str, error: str | None) -> None:
-        """Say that a worker has loaded the version, or why it cannot."""
-        self._change(lambda t: t.put(key("answer", token, worker), msgspec.json.encode(error)))
+        """Say that a worker has loaded the version, or why it cannot; nobody hears it when the stage is over."""
+        at, value = key("answer", token, worker), msgspec.json.encode(error)
+
+        def change(t: Transaction) -> None:
+            if t.get(key("stage", token)) is not None:
+                t.put(at, value)
+
+        self._mine[at] = value
+        self._change(change)
 
     def wait_staged(self, token: str, seconds: float) -> dict[str, str | None]:
         """Wait until all live workers have answered; what went wrong, by worker, None where nothing did."""
         deadline = time.monotonic() + seconds
         while True:
-            answers = self._read(
-                lambda t: {
-                    rest.decode(): msgspec.json.decode(value) for rest, value in t.scan("answer", token)
-                }
+            said = self._read(
+                lambda t: {_text(rest): msgspec.json.decode(value) for rest, value in t.scan("answer", token)}
             )
-            waiting = [worker.id for worker in self.workers() if worker.id not in answers]
+            live = self._locks.marked()
+            answers = {worker: said[worker] for worker in live if worker in said}
+            waiting = [worker for worker in live if worker not in said]
             if not waiting:
                 return answers
             if time.monotonic() >= deadline:
@@ -186,73 +208,226 @@ class Runtime:
             time.sleep(POLL_SECONDS)
 
     def unstage(self, token: str) -> None:
-        """The change has been made or given up."""
+        """The change has been made or given up.
 
-        def change(t: Transaction) -> None:
-            t.delete(key("stage", token))
-            for rest in [rest for rest, _ in t.scan("answer", token)]:
-                t.delete(key("answer", token, rest))
-
-        self._change(change)
+        Raises nothing, since a change that was made must not look as if it had failed: what cannot be removed now,
+        on a full disk say, is removed with the next one.
+        """
+        self._unwanted.add(token)
+        self._mine.pop(key("stage", token), None)
+        tokens = self._unwanted.copy()
+        try:
+            self._change(lambda t: _drop_stages(t, tokens))
+        except StorageError:
+            return
+        self._unwanted -= tokens
         self._beacon.step(Beacon.STAGE)
+
+    def _owner_id(self) -> str:
+        """The lock by which others see that the process that has staged something is alive."""
+        with self._owning:
+            if self._owner is None or not self._owner.held:
+                self._owner = self._locks.acquire()
+            return self._owner.id
+
+    def _forget_answers(self, tokens: set[str]) -> None:
+        for at in list(self._mine):
+            table, *rest = at.split(b"\0")
+            if table == b"answer" and _text(rest[0]) not in tokens:
+                self._mine.pop(at, None)
 
     # --- statistics ---------------------------------------------------------------------------------------------
 
-    def put_statistics(self, worker: str, dump: bytes) -> None:
-        """Publish what a worker has counted so far."""
-        self._change(lambda t: t.put(key("statistics", worker), dump))
+    def put_statistics(self, worker: str, dump: Callable[[], bytes]) -> None:
+        """Publish what a worker has counted so far.
+
+        `dump` is asked inside the transaction, so that of two threads the later one writes the higher count. A worker
+        that has left is not heard: its counts are in the sum of the dead already.
+        """
+
+        def change(t: Transaction) -> None:
+            if self._locks.held(worker):
+                t.put(key("statistics", worker), dump())
+
+        self._change(change)
 
     def statistics(self) -> dict[str, bytes]:
         """What was counted, by worker; what dead ones counted under `retired`."""
         self.retire()
-        return self._read(lambda t: {rest.decode(): value for rest, value in t.scan("statistics")})
+        return self._read(lambda t: {_text(rest): value for rest, value in t.scan("statistics")})
 
     def retire(self) -> None:
         """Remove what dead processes left behind, and add what dead workers counted to one sum."""
+        self._locks.marked()  # removes the files of the dead
+        if self._read(lambda t: self._dead(t) | self._abandoned(t)):
+            self._change(self._bury)
 
-        def change(t: Transaction) -> None:
-            known = {rest.decode() for table in ("statistics", "worker") for rest, _ in t.scan(table)} - {
-                RETIRED
-            }
-            dead = [worker for worker in known if not self._alive(worker)]
-            dumps = [t.get(key("statistics", worker)) for worker in [RETIRED, *dead]]
-            for worker in dead:
-                t.delete(key("statistics", worker))
-                t.delete(key("worker", worker))
-            t.put(key("statistics", RETIRED), self._fold([dump for dump in dumps if dump is not None]))
+    def _bury(self, t: Transaction) -> None:
+        dead = self._dead(t)
+        dumps = [t.get(key("statistics", worker)) for worker in (RETIRED, *sorted(dead))]
+        for worker in dead:
+            t.delete(key("statistics", worker))
+            t.delete(key("worker", worker))
+        t.put(key("statistics", RETIRED), self._fold([dump for dump in dumps if dump is not None]))
+        _drop_stages(t, self._abandoned(t))
 
-        names = self._read(
-            lambda t: [rest.decode() for table in ("statistics", "worker") for rest, _ in t.scan(table)]
-        )
-        if not all(name == RETIRED or self._alive(name) for name in names):
-            self._change(change)
+    def _dead(self, t: Transaction) -> set[str]:
+        known = {_text(rest) for table in ("statistics", "worker") for rest, _ in t.scan(table)} - {RETIRED}
+        return {worker for worker in known if not self._locks.held(worker)}
 
-    # --- the parts ----------------------------------------------------------------------------------------------
+    def _abandoned(self, t: Transaction) -> set[str]:
+        """Stages that nobody waits for any more, and those of which only answers are left."""
+        requests = _decoded(StageRequest, (value for _, value in t.scan("stage")))
+        live = {request.token for request in requests if self._locks.held(request.owner)}
+        stages = {_text(rest) for rest, _ in t.scan("stage")}
+        return (stages | {_text(rest.split(b"\0")[0]) for rest, _ in t.scan("answer")}) - live
 
-    def _alive(self, member: str) -> bool:
-        """Whether the process with this id still holds its lock."""
-        path = self._locks / member
-        try:
-            with path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except FileNotFoundError:
-            return False
-        path.unlink(missing_ok=True)
-        return False
+    # --- the database -------------------------------------------------------------------------------------------
 
-    def _open(self) -> Store:
-        try:
-            return Store(self._path, map_size=self._map_size, sync=False)
-        except StorageError:
-            # Damaged, after a power cut say. It holds nothing that cannot be made again.
-            for path in (self._path, self._path.with_name(self._path.name + "-lock")):
-                path.unlink(missing_ok=True)
-            return Store(self._path, map_size=self._map_size, sync=False)
+    def _put(self, at: bytes, value: bytes) -> None:
+        """Set a record of this process, to be set again should the database be lost."""
+        self._mine[at] = value
+        self._change(lambda t: t.put(at, value))
 
     def _read(self, work: Callable[[Transaction], T]) -> T:
-        return self._store.read(work)
+        store = self._sound()
+        try:
+            return store.read(work)
+        except StorageError:
+            return self._renewed(store).read(work)
 
     def _change(self, work: Callable[[Transaction], T]) -> T:
-        return self._store.change(work)
+        store = self._sound()
+        try:
+            return store.change(work)
+        except StorageError:
+            if _readable(store):
+                raise  # a full disk
+            return self._renewed(store).change(work)
+
+    def _sound(self) -> Store:
+        found = self._file.store
+        return self._file.store if self._file.sound() else self._renewed(found)
+
+    def _renewed(self, broken: Store) -> Store:
+        """Another database instead of a broken one, with the records of this process; the others then do the same."""
+        store = self._file.renew(broken)
+        if store is not broken:
+            mine = list(self._mine.items())
+            store.change(lambda t: [t.put(at, value) for at, value in mine])
+            self._beacon.step(Beacon.STAGE)
+        return store
+
+
+class _File:
+    """The database file, which is opened, judged and made anew here.
+
+    The pair of the file and LMDB's lock file beside it is opened while the folder of locks is locked; only then does
+    a file without the other mean that someone has deleted one of them, and both are made anew. LMDB trusts what it
+    has mapped, so a damage that can be seen from outside is looked for before each transaction.
+    """
+
+    def __init__(self, path: Path, locks: Locks, map_size: int) -> None:
+        self._path = path
+        self._beside = path.with_name(path.name + "-lock")
+        self._locks = locks
+        self._map_size = map_size
+        self._swapping = threading.Lock()
+        self._former: Store | None = None
+        self._closed = False
+        self.store = self._open(broken=None)
+
+    def close(self) -> None:
+        """Let go of it. Idempotent."""
+        self._closed = True
+        self.store.close()
+        if self._former is not None:
+            self._former.close()
+
+    def sound(self) -> bool:
+        """Whether the files are those that were opened, and neither cut nor overwritten at the head."""
+        if self._closed:
+            return True  # the store says so itself
+        identity, size, head = self._look()
+        if identity != self._identity or size < self._size or head != self._head:
+            return False
+        self._size = size
+        return True
+
+    def renew(self, broken: Store) -> Store:
+        """The database that takes the place of a broken one, which another thread or process may have made already."""
+        with self._swapping:
+            if self.store is broken and not self._closed:
+                # Another thread may be inside a transaction of it, so what is closed is the one before.
+                if self._former is not None:
+                    self._former.close()
+                self._former = broken
+                self.store = self._open(broken=self._identity)
+            return self.store
+
+    def _open(self, broken: tuple[int, ...] | None) -> Store:
+        with self._locks.alone():
+            identity, _, _ = self._look()
+            if not identity or identity == broken or self._older_than_the_system():
+                self._remove()
+            try:
+                store = Store(self._path, map_size=self._map_size, sync=False)
+            except StorageError:
+                self._remove()
+                store = Store(self._path, map_size=self._map_size, sync=False)
+            self._identity, self._size, self._head = self._look()
+            return store
+
+    def _look(self) -> tuple[tuple[int, ...], int, bytes]:
+        """What identifies the two files (nothing if one is missing), the size, and LMDB's magic number."""
+        try:
+            file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return (), 0, b""
+        try:
+            found, beside = os.fstat(file), os.stat(self._beside)  # noqa: PTH116 - Path.stat costs four times as much
+            return (found.st_ino, beside.st_ino, found.st_dev), found.st_size, os.pread(file, 8, 16)
+        except OSError:
+            return (), 0, b""
+        finally:
+            os.close(file)
+
+    def _older_than_the_system(self) -> bool:
+        """Without syncs, what was written before a power cut may be torn, and LMDB would not notice it."""
+        started = time.time() - time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+        return self._path.stat().st_mtime < started - 1
+
+    def _remove(self) -> None:
+        for path in (self._path, self._beside):
+            path.unlink(missing_ok=True)
+
+
+def _readable(store: Store) -> bool:
+    """Whether all of a database can be read, so that what failed was not its fault."""
+    try:
+        store.read(lambda t: [None for table in TABLES for _ in t.scan(table)])
+    except StorageError:
+        return False
+    return True
+
+
+def _drop_stages(t: Transaction, tokens: Iterable[str]) -> None:
+    for token in tokens:
+        t.delete(key("stage", token))
+        for rest in [rest for rest, _ in t.scan("answer", token)]:
+            t.delete(key("answer", token, rest))
+
+
+def _decoded(kind: type[T], values: Iterable[bytes]) -> list[T]:
+    """The records that can be read; another release may write others, and its worker is waited for all the same."""
+    found: list[T] = []
+    for value in values:
+        try:
+            found.append(msgspec.json.decode(value, type=kind))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue
+    return found
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "replace")

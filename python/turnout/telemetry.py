@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -13,10 +14,18 @@ from prometheus_client.metrics_core import Metric
 
 from turnout._core import Series, Totals
 from turnout.domain import LiveStatistics, WorkerStatus
+from turnout.errors import InvalidDocument
 
 KEPT_SCOPES = 64
+MAX_SERIES = 4096
+"""Series of a process (16 KiB each), and keys of a sum; what comes on top is counted together, without names."""
 BOUNDS = tuple(2.0**power * 1e-9 for power in range(14, 34))
 """Upper bounds of the published histograms, in seconds: powers of two of a nanosecond, 16 us to 8.6 s."""
+REJECTED = "rejected"
+"""The scope of requests that no version has seen; a scope of a test has a slash in it."""
+DUMP: msgspec.msgpack.Decoder[list[tuple[str, str, str, str, bytes]]] = msgspec.msgpack.Decoder(
+    list[tuple[str, str, str, str, bytes]]
+)
 
 
 class Key(NamedTuple):
@@ -29,37 +38,44 @@ class Key(NamedTuple):
 
 
 class Telemetry:
-    """The series of one process."""
+    """The series of one process. Recording to a series takes no lock; finding one and dumping all do."""
 
     def __init__(self) -> None:
         self._series: dict[Key, Series] = {}
         self._folded: dict[Key, bytes] = {}
         self._rejected: dict[str, Series] = {}
+        self._lock = threading.Lock()
 
     def series(self, model: str, version: str, reason: str, scope: str) -> Series:
         """The series to record to; always the same for the same key."""
         key = Key(model, version, reason, scope)
-        found = self._series.get(key)
-        if found is None:
-            found = self._series.setdefault(key, Series())
-            self._forget(model)
-        return found
+        with self._lock:
+            found = self._series.get(key)
+            if found is None:
+                found = self._added(key if len(self._series) < MAX_SERIES else _nameless(key))
+            return found
 
     def reject(self, code: str) -> None:
         """Count a request that was refused, by the code of its error."""
-        found = self._rejected.get(code)
-        if found is None:
-            found = self._rejected.setdefault(code, Series())
+        with self._lock:
+            found = self._rejected.get(code)
+            if found is None:
+                found = self._rejected[code] = Series()
         found.record_error()
 
     def dump(self) -> bytes:
         """The present state, for `Merged`."""
-        entries = [(*key, dump) for key, dump in self._folded.copy().items()]
-        entries += [(*key, series.dump()) for key, series in self._series.copy().items()]
-        entries += [
-            ("", "", code, "rejected", series.dump()) for code, series in self._rejected.copy().items()
-        ]
+        with self._lock:
+            entries = [(*key, dump) for key, dump in self._folded.items()]
+            entries += [(*key, series.dump()) for key, series in self._series.items()]
+            entries += [("", "", code, REJECTED, series.dump()) for code, series in self._rejected.items()]
         return msgspec.msgpack.encode(entries)
+
+    def _added(self, key: Key) -> Series:
+        added = self._series.setdefault(key, Series())
+        self._forget(key.model)
+        # What records for a revision that is too old to be kept goes where that revision has gone.
+        return added if key in self._series else self._series.setdefault(key._replace(scope=""), added)
 
     def _forget(self, model: str) -> None:
         """Fold what old revisions of tests counted into one series, so that a long ramp does not cost memory."""
@@ -73,9 +89,14 @@ class Telemetry:
 def old_scopes(keys: Iterable[Key], model: str) -> list[Key]:
     """The keys of all but the newest revisions of tests of a model."""
     scoped = [key for key in keys if key.model == model and "/" in key.scope]
-    scopes = sorted({key.scope for key in scoped}, key=lambda scope: [int(part) for part in scope.split("/")])
+    scopes = sorted({key.scope for key in scoped}, key=_age)
     old = set(scopes[:-KEPT_SCOPES])
     return [key for key in scoped if key.scope in old]
+
+
+def _age(scope: str) -> list[int]:
+    """Test ids and revisions are numbers, and later ones are greater."""
+    return [int(part) if part.isdecimal() else 0 for part in scope.split("/")]
 
 
 def fold(dumps: list[bytes]) -> bytes:
@@ -84,15 +105,25 @@ def fold(dumps: list[bytes]) -> bytes:
     for model in {key.model for key in grouped}:
         for key in old_scopes(list(grouped), model):
             grouped[key._replace(scope="")].extend(grouped.pop(key))
+    for key in list(grouped)[MAX_SERIES:]:
+        grouped[_nameless(key)].extend(grouped.pop(key))
     return msgspec.msgpack.encode([(*key, Totals(parts).dump()) for key, parts in grouped.items()])
 
 
+def _nameless(key: Key) -> Key:
+    return Key("", "", key.reason, key.scope if key.scope == REJECTED else "")
+
+
 def _grouped(dumps: Iterable[bytes]) -> dict[Key, list[bytes]]:
+    """All parts by key. A dump that cannot be read, of another release say, counts nothing."""
     grouped: dict[Key, list[bytes]] = defaultdict(list)
     for dump in dumps:
-        for model, version, reason, scope, part in msgspec.msgpack.decode(
-            dump, type=list[tuple[str, str, str, str, bytes]]
-        ):
+        try:
+            entries = DUMP.decode(dump)
+            Totals([part for *_, part in entries])
+        except (msgspec.DecodeError, UnicodeDecodeError, InvalidDocument):
+            continue
+        for model, version, reason, scope, part in entries:
             grouped[Key(model, version, reason, scope)].append(part)
     return grouped
 
@@ -163,7 +194,7 @@ class Merged:
                 labels, _buckets(totals.overhead_buckets(BOUNDS), totals), totals.overhead_sum
             )
         for key, parts in self._parts.items():
-            if key.scope == "rejected":
+            if key.scope == REJECTED:
                 rejected.add_metric([key.reason], Totals(parts).errors)
         yield from (requests, errors, rejected, latency, overhead)
 
@@ -173,7 +204,7 @@ class Merged:
     def _by(self, label: Callable[[Key], tuple[str, ...]]) -> Iterator[tuple[list[str], Totals]]:
         grouped: dict[tuple[str, ...], list[bytes]] = defaultdict(list)
         for key, parts in self._parts.items():
-            if key.scope != "rejected":
+            if key.scope != REJECTED:
                 grouped[label(key)].extend(parts)
         for labels, parts in sorted(grouped.items()):
             yield list(labels), Totals(parts)
@@ -237,7 +268,7 @@ def _states(
 def _buckets(counts: Sequence[int], totals: Totals) -> list[tuple[str, float]]:
     answers = totals.requests - totals.errors
     return [
-        *((f"{bound:.9g}", count) for bound, count in zip(BOUNDS, counts, strict=True)),
+        *((f"{bound:.12g}", count) for bound, count in zip(BOUNDS, counts, strict=True)),
         ("+Inf", answers),
     ]
 

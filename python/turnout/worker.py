@@ -65,6 +65,10 @@ class Worker:
         self._draining = True
         self._wake.set()
 
+    def flush(self) -> None:
+        """Publish the statistics now, so that no other worker shows less than this one is about to show."""
+        self._guard(self._put_statistics)
+
     def stop(self) -> None:
         """Publish the last statistics and leave. Idempotent."""
         if self._stopped.is_set():
@@ -127,7 +131,10 @@ class Worker:
 
     def _flush(self) -> None:
         self._publish()
-        self._runtime.put_statistics(self.id, self._telemetry.dump())
+        self._put_statistics()
+
+    def _put_statistics(self) -> None:
+        self._runtime.put_statistics(self.id, self._telemetry.dump)
 
     def _in_background(self, work: Callable[[], None]) -> None:
         threading.Thread(target=self._guard, args=(work,), name="turnout-load", daemon=True).start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+
 import turnout
 from turnout._core import SLOTS, Ledger
 from turnout.domain import AuditEvent, Model

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+
 import turnout
 from faults.killing import check, check_acknowledged
 from faults.traffic import Timeline, Traffic

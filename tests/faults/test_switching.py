@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+
 from faults.traffic import Timeline, Traffic, quantile
 from models import linear_matrix
 from servers import Server

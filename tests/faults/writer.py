@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 
 import msgspec
+
 import turnout
 from models import linear_matrix
 from turnout.domain import Version

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+
 from models import linear_matrix
 from servers import START_SECONDS, STOP_SECONDS, Server, wait_for
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from models import constant_label, failing_model
 from servers import Server
 

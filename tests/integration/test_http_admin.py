@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from models import linear_matrix
 from servers import JSON, Server, assert_problem, path
 

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
+
 from servers import START_SECONDS, Server, assert_problem, wait_for
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from models import linear_matrix
 from servers import JSON, Server, assert_problem, path, wait_for
 

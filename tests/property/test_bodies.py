@@ -11,9 +11,10 @@ from urllib.parse import quote
 
 import msgspec
 import pytest
-import turnout
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+import turnout
 from models import columns_model, linear_matrix
 from servers import JSON, Server
 

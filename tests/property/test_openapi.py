@@ -8,9 +8,10 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis.errors import Unsatisfiable
-from models import linear_matrix
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
+
+from models import linear_matrix
 from servers import Server
 
 FUZZED, STEADY = "fuzzed", "steady"

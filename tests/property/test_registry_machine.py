@@ -9,6 +9,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
 from registries import ME, nothing, opened, version
 from turnout._core import Ledger
 from turnout.domain import Model

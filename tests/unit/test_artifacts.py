@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+
 from turnout.artifacts import Artifacts, artifact_of, graph_of, relative
 from turnout.domain import ArtifactFile
 from turnout.errors import InvalidModel, PayloadTooLarge, StorageError

@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
+
 from turnout import _core
 from turnout.errors import InvalidDocument, InvalidRequest, InvalidSplit
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from turnout import _core
 
 VECTORS: dict[str, Any] = json.loads(

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import turnout
 from litestar import Litestar
 from litestar.routes import HTTPRoute
+
+import turnout
 from turnout import settings_page
 from turnout.api.app import application
 from turnout.cli import turnout as commands

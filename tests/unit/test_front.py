@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+
 from turnout.api.front import Front
 from turnout.config import Settings
 

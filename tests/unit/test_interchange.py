@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
+
 import turnout
 from models import linear_matrix
-from msgspec.structs import replace
 from registries import ME, opened, version
 from turnout import archives, documents, interchange
 from turnout.artifacts import Artifacts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+
 from turnout import _core
 from turnout.errors import InvalidDocument
 

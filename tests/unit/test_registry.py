@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
+
 from registries import ME, add, artifact, nothing, opened, version
 from turnout._core import Ledger
 from turnout.domain import Feature

@@ -8,6 +8,7 @@ import uuid
 
 import numpy as np
 import pytest
+
 from turnout import _core
 from turnout.domain import REASONS
 from turnout.errors import InvalidFeatures, InvalidModel, InvalidRequest, NoActiveVersion, PredictionFailed

@@ -9,6 +9,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+
 from turnout import log, serve
 from turnout.config import Settings
 from turnout.errors import TurnoutError

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from turnout.errors import StorageError
 from turnout.store import Beacon, Store, key
 

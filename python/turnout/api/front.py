@@ -33,7 +33,9 @@ JSON: Final = (b"content-type", b"application/json")
 PROBLEM: Final = (b"content-type", MEDIA_TYPE.encode())
 RETRY: Final = (b"retry-after", b"1")
 KNOWN_PATHS = 4096
-KNOWN_PATH_BYTES = 1500  # two percent-encoded names of the greatest length; longer ones would only fill memory
+KNOWN_PATH_BYTES = (
+    1500  # two percent-encoded names of the greatest length; longer ones would only fill memory
+)
 MAX_ID_BYTES = 128
 
 
@@ -230,9 +232,9 @@ class Front:
     async def _refuse(
         self, document: Problem | dict[str, Any], identity: bytes, send: Send, *headers: tuple[bytes, bytes]
     ) -> None:
-        document = document if isinstance(document, dict) else msgspec.to_builtins(document)
-        status, body = document["status"], msgspec.json.encode(document)
-        self._hub.telemetry.reject(document["code"])
+        found: dict[str, Any] = document if isinstance(document, dict) else msgspec.to_builtins(document)
+        status, body = found["status"], msgspec.json.encode(found)
+        self._hub.telemetry.reject(found["code"])
         await send(_start(status, [PROBLEM, (b"x-request-id", identity), *headers]))
         await send({"type": "http.response.body", "body": body})
 
