@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -306,8 +306,8 @@ class Runtime:
             return self._renewed(store).change(work)
 
     def _sound(self) -> Store:
-        found = self._file.store
-        return self._file.store if self._file.sound() else self._renewed(found)
+        opened = self._file.opened
+        return opened.store if self._file.sound(opened) else self._renewed(opened.store)
 
     def _renewed(self, broken: Store) -> Store:
         """Another database instead of a broken one, with the records of this process; the others then do the same."""
@@ -317,6 +317,24 @@ class Runtime:
             store.change(lambda t: [t.put(at, value) for at, value in mine])
             self._beacon.step(Beacon.STAGE)
         return store
+
+
+class _Look(NamedTuple):
+    """What can be seen of the pair of files from outside."""
+
+    identity: tuple[int, ...] = ()
+    """Nothing if one of them is missing."""
+    size: int = 0
+    head: bytes = b""
+    """LMDB's magic number and version."""
+
+
+class _Opened:
+    """A store, and how its files looked when it was last found sound."""
+
+    def __init__(self, store: Store, look: _Look) -> None:
+        self.store = store
+        self.look = look
 
 
 class _File:
@@ -335,39 +353,40 @@ class _File:
         self._swapping = threading.Lock()
         self._former: Store | None = None
         self._closed = False
-        self.store = self._open(broken=None)
+        self.opened = self._open(broken=None)
 
     def close(self) -> None:
         """Let go of it. Idempotent."""
         self._closed = True
-        self.store.close()
+        self.opened.store.close()
         if self._former is not None:
             self._former.close()
 
-    def sound(self) -> bool:
+    def sound(self, opened: _Opened) -> bool:
         """Whether the files are those that were opened, and neither cut nor overwritten at the head."""
         if self._closed:
             return True  # the store says so itself
-        identity, size, head = self._look()
-        if identity != self._identity or size < self._size or head != self._head:
+        before = opened.look  # taken first: another thread may see the file grow meanwhile
+        now = self._look()
+        if now.identity != before.identity or now.size < before.size or now.head != before.head:
             return False
-        self._size = size
+        opened.look = now
         return True
 
     def renew(self, broken: Store) -> Store:
         """The database that takes the place of a broken one, which another thread or process may have made already."""
         with self._swapping:
-            if self.store is broken and not self._closed:
+            if self.opened.store is broken and not self._closed:
                 # Another thread may be inside a transaction of it, so what is closed is the one before.
                 if self._former is not None:
                     self._former.close()
                 self._former = broken
-                self.store = self._open(broken=self._identity)
-            return self.store
+                self.opened = self._open(broken=self.opened.look.identity)
+            return self.opened.store
 
-    def _open(self, broken: tuple[int, ...] | None) -> Store:
+    def _open(self, broken: tuple[int, ...] | None) -> _Opened:
         with self._locks.alone():
-            identity, _, _ = self._look()
+            identity = self._look().identity
             if not identity or identity == broken or self._older_than_the_system():
                 self._remove()
             try:
@@ -375,20 +394,19 @@ class _File:
             except StorageError:
                 self._remove()
                 store = Store(self._path, map_size=self._map_size, sync=False)
-            self._identity, self._size, self._head = self._look()
-            return store
+            return _Opened(store, self._look())
 
-    def _look(self) -> tuple[tuple[int, ...], int, bytes]:
-        """What identifies the two files (nothing if one is missing), the size, and LMDB's magic number."""
+    def _look(self) -> _Look:
         try:
             file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            return (), 0, b""
+            return _Look()
         try:
             found, beside = os.fstat(file), os.stat(self._beside)  # noqa: PTH116 - Path.stat costs four times as much
-            return (found.st_ino, beside.st_ino, found.st_dev), found.st_size, os.pread(file, 8, 16)
+            identity = (found.st_ino, beside.st_ino, found.st_dev)
+            return _Look(identity, found.st_size, os.pread(file, 8, 16))
         except OSError:
-            return (), 0, b""
+            return _Look()
         finally:
             os.close(file)
 
