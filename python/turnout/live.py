@@ -58,7 +58,11 @@ class Live:
             noticed = self._registry.beacon[0]
             self.latest = self._read()
             self._noticed = noticed
-            if not self._eager or self._missing(self.latest, routable_only=True) == []:
+            if not self._eager:
+                self._install(self.latest)
+                self.trim()
+                return
+            if not self._missing(self.latest, routable_only=True):
                 self._install(self.latest)
                 return
         threading.Thread(target=self.preload, name="turnout-load", daemon=True).start()
@@ -85,6 +89,12 @@ class Live:
     def session(self, lane: Lane) -> Session:
         """The session of a lane, loaded now where it is not."""
         return self.sessions.get(lane.key) or self.sessions.load(lane.version)
+
+    def pinned_session(self, lane: Lane) -> Session:
+        """The same for a request that names its version: what nothing else needs stays loaded while it is used."""
+        session = self.session(lane)
+        self.sessions.touch(lane.key)
+        return session
 
     def stage(self, token: str, model: str, label: str) -> None:
         """Load a version that a change is about to make routable, and hold it until `unstage`."""

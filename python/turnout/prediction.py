@@ -43,7 +43,7 @@ class Predictor:
         index, reason, inputs = serving.route.prepare(body, pinned)
         lane = serving.lanes[index]
         try:
-            session = self._live.session(lane)
+            session = self._live.session(lane) if pinned is None else self._live.pinned_session(lane)
             before = perf_counter_ns()
             outputs = session.run(inputs)
             after = perf_counter_ns()
@@ -74,12 +74,13 @@ class Predictor:
         self, serving: Serving, failed: Lane, reason: int, body: bytes, started: int, error: TurnoutError
     ) -> bytes:
         """Let the active version answer for an arm that failed; the failure counts against the arm."""
+        said = type(error)(f"version {failed.label} of model {serving.name}: {error.detail}")
         series = failed.series[reason] or self._series(serving, failed, reason)
         series.record_error()
-        log("error", "prediction_failed", model=serving.name, version=failed.label, detail=str(error))
+        log("error", "prediction_failed", model=serving.name, version=failed.label, detail=error.detail)
         active = serving.active_lane
         if not self._fallback or reason == PINNED or active is None or active is failed:
-            raise error
+            raise said from error
         try:
             index, _, inputs = serving.route.prepare(body, serving.index[active.label])
             session = self._live.session(active)
@@ -89,10 +90,10 @@ class Predictor:
             answer = serving.route.encode(index, FALLBACK, outputs)
         except TurnoutError as second:
             # The caller hears of the version that it was routed to; the second failure is in the log.
-            log("error", "fallback_failed", model=serving.name, version=active.label, detail=str(second))
+            log("error", "fallback_failed", model=serving.name, version=active.label, detail=second.detail)
             if isinstance(second, PredictionFailed):
                 (active.series[FALLBACK] or self._series(serving, active, FALLBACK)).record_error()
-            raise error from second
+            raise said from second
         series = active.series[FALLBACK] or self._series(serving, active, FALLBACK)
         series.record(perf_counter_ns() - started, after - before)
         return answer

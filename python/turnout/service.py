@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -133,7 +134,7 @@ class Turnout:
             VersionExists: the label is taken by other content.
             InvalidModel: the file cannot run, or the features do not fit its inputs.
         """
-        spec = _converted(
+        spec = _spec_of(
             {
                 "features": None if features is None else list(features),
                 "accuracy": accuracy,
@@ -523,7 +524,7 @@ class Turnout:
     # --- changes ------------------------------------------------------------------------------------------------
 
     def _author(self, actor: str | None, reason: str, revision: int | None) -> Author:
-        return Author(actor or getpass.getuser(), reason, revision)
+        return Author(actor or _user(), reason, revision)
 
     def _probe(self, staged: Staged, spec: VersionSpec) -> Probe:
         missing = set(external_files(staged.model_path)) - {file.path for file in staged.artifact.files}
@@ -544,8 +545,10 @@ class Turnout:
         self, write: Callable[[], Committed], model: str | None = None, versions: Sequence[str] = ()
     ) -> Any:  # noqa: ANN401
         """Have every live worker load what the change makes routable, make it, and wait until all serve it."""
-        tokens = [] if model is None else self._stage(model, versions)
+        tokens: list[str] = []
         try:
+            if model is not None:
+                self._stage(model, versions, tokens)
             committed = write()
         finally:
             for token in tokens:
@@ -557,31 +560,25 @@ class Turnout:
             log("warning", "change_pending", generation=committed.generation, workers=pending)
         return committed.value
 
-    def _stage(self, model: str, labels: Sequence[str]) -> list[str]:
-        tokens: list[str] = []
+    def _stage(self, model: str, labels: Sequence[str], tokens: list[str]) -> None:
+        """Wait until every live worker has loaded the versions; adds the requests made to `tokens`."""
         for label in labels:
             version = self.registry.version(model, label)
             if version is None or self.runtime.all_loaded(model, label):
                 continue
             token = self.runtime.stage(model, label)
             tokens.append(token)
-            self._await_staged(token, model, label)
-        return tokens
-
-    def _await_staged(self, token: str, model: str, label: str) -> None:
-        answers = self.runtime.wait_staged(token, self.settings.load_seconds)
-        failures = {worker: error for worker, error in answers.items() if error is not None}
-        if failures:
-            self.runtime.unstage(token)
-            worker, error = next(iter(failures.items()))
-            raise NotReady(
-                f"worker {worker} could not load version {label} of model {model}, nothing was changed: {error}"
-            )
+            answers = self.runtime.wait_staged(token, self.settings.load_seconds)
+            for worker, error in answers.items():
+                if error is not None:
+                    raise NotReady(
+                        f"worker {worker} could not load version {label} of model {model}, nothing was changed: {error}"
+                    )
 
 
-def _converted(spec: dict[str, Any]) -> VersionSpec:
+def _spec_of(fields: dict[str, Any]) -> VersionSpec:
     try:
-        return msgspec.convert(spec, VersionSpec, from_attributes=True)
+        return msgspec.convert(msgspec.to_builtins(fields, enc_hook=_plain), VersionSpec)
     except msgspec.ValidationError as error:
         raise InvalidModel(f"{error}") from error
 
@@ -590,7 +587,17 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
     """NumPy arrays and scalars as what JSON has."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
-    raise InvalidRequest(f"a feature is a number, a boolean, a string or null, found {type(value).__name__}")
+    raise InvalidRequest(
+        f"expected numbers, strings, booleans, null, lists and mappings, found {type(value).__name__}"
+    )
+
+
+def _user() -> str:
+    """Who runs this process; a container may run under a number without a name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def open(data: str | Path | None = None, *, settings: Settings | None = None, **overrides: Any) -> Turnout:  # noqa: A001, ANN401

@@ -55,7 +55,6 @@ class Sessions:
         with gate:
             session = self._loaded.get(key)
             if session is not None:
-                self._touch(key)
                 return session
             try:
                 session = self._load(version)
@@ -63,10 +62,17 @@ class Sessions:
                 self.failures[key] = error
                 raise
             self.failures.pop(key, None)
-            self._loaded[key] = session
-            self._touch(key)
+            with self._lock:
+                self._loaded[key] = session
+                self._recent[key] = None
         self._evict()
         return session
+
+    def touch(self, key: str) -> None:
+        """Count as the last used one, if it is loaded."""
+        with self._lock:
+            if key in self._recent:
+                self._recent.move_to_end(key)
 
     def keep(self, versions: Iterable[Version]) -> None:
         """Replace the set of versions that stay loaded, and drop what nobody wants any more."""
@@ -99,11 +105,6 @@ class Sessions:
             self._loaded.clear()
             self._recent.clear()
         release_memory()
-
-    def _touch(self, key: str) -> None:
-        with self._lock:
-            self._recent[key] = None
-            self._recent.move_to_end(key)
 
     def _evict(self) -> None:
         with self._lock:
