@@ -105,7 +105,7 @@ def fold(dumps: list[bytes]) -> bytes:
     for model in {key.model for key in grouped}:
         for key in old_scopes(list(grouped), model):
             grouped[key._replace(scope="")].extend(grouped.pop(key))
-    for key in list(grouped)[MAX_SERIES:]:
+    for key in [key for key in grouped if key != _nameless(key)][MAX_SERIES:]:
         grouped[_nameless(key)].extend(grouped.pop(key))
     return msgspec.msgpack.encode([(*key, Totals(parts).dump()) for key, parts in grouped.items()])
 
