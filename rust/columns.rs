@@ -154,6 +154,18 @@ fn single(value: f64) -> Option<f32> {
     Some(nearest).filter(|nearest| !nearest.is_infinite())
 }
 
+/// Close the gaps of rows that go, in one pass.
+fn remove<T>(values: &mut Vec<T>, width: usize, gone: &[usize]) {
+    let mut gone = gone.iter().copied().peekable();
+    let mut index = 0;
+    values.retain(|_| {
+        let row = index / width.max(1);
+        index += 1;
+        while gone.next_if(|&next| next < row).is_some() {}
+        gone.peek() != Some(&row)
+    });
+}
+
 impl<'a> Column<'a> {
     /// Put a number into its place; false where the column holds no floats, it is out of range, or there is no place.
     #[inline]
@@ -179,6 +191,18 @@ impl<'a> Column<'a> {
                 Cell::Text(text) | Cell::Category(_, text) => set(values, index, Some(text)),
                 _ => false,
             },
+        }
+    }
+
+    /// Take rows of `width` values out; `gone` has their indices, ascending.
+    pub fn remove(&mut self, width: usize, gone: &[usize]) {
+        match self {
+            Self::F32(values) => remove(values, width, gone),
+            Self::F64(values) => remove(values, width, gone),
+            Self::I32(values) => remove(values, width, gone),
+            Self::I64(values) => remove(values, width, gone),
+            Self::Bool(values) => remove(values, width, gone),
+            Self::Text(values) => remove(values, width, gone),
         }
     }
 

@@ -2,10 +2,11 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::answers::Output;
 use crate::error::{ErrorKind, Result};
 
 /// An array without values costs no memory, yet its shape may ask for any number of empty lists.
-const MOST_BRACKETS: usize = 100_000;
+pub(crate) const MOST_BRACKETS: usize = 100_000;
 
 /// What the answers of one version have in common.
 #[derive(Debug, Clone)]
@@ -42,10 +43,10 @@ impl Envelope {
         Self { head, names: names.collect() }
     }
 
-    /// Begin an answer. `random` makes its prediction id differ from others of the same millisecond.
+    /// Begin an answer behind what `bytes` holds already. `random` makes its prediction id differ from others of the
+    /// same millisecond.
     #[must_use]
-    pub fn answer(&self, reason: &str, random: u128) -> Answer<'_> {
-        let mut bytes = Vec::with_capacity(256);
+    pub fn answer(&self, mut bytes: Vec<u8>, reason: &str, random: u128) -> Answer<'_> {
         bytes.extend_from_slice(&self.head);
         write_uuid7(unix_milliseconds(), random, &mut bytes);
         bytes.extend_from_slice(b"\",\"reason\":\"");
@@ -83,6 +84,15 @@ impl Answer<'_> {
         Ok(())
     }
 
+    /// Write a row of many as the next output, which `Output` has checked.
+    pub fn push_row(&mut self, output: &Output<'_>, row: usize) {
+        if let Some(name) = self.envelope.names.get(self.written) {
+            self.bytes.extend_from_slice(name);
+            output.write_row(row, &mut self.bytes);
+            self.written += 1;
+        }
+    }
+
     /// The answer's bytes.
     ///
     /// # Errors
@@ -105,7 +115,7 @@ impl Answer<'_> {
 }
 
 /// How many lists a shape that holds no values is written with: its dimensions before the first zero.
-fn brackets(shape: &[usize]) -> usize {
+pub(crate) fn brackets(shape: &[usize]) -> usize {
     if shape.contains(&0) {
         shape.iter().take_while(|&&length| length > 0).fold(1, |all, &length| all.saturating_mul(length))
     } else {
@@ -178,7 +188,7 @@ impl Token for String {
 }
 
 /// Values in C order as nested arrays; the depth is that of the shape.
-fn write_nested<T: Token>(shape: &[usize], values: &[T], bytes: &mut Vec<u8>) {
+pub(crate) fn write_nested<T: Token>(shape: &[usize], values: &[T], bytes: &mut Vec<u8>) {
     let Some((&length, inner)) = shape.split_first() else {
         if let Some(value) = values.first() {
             value.write(bytes);

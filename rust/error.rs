@@ -40,14 +40,35 @@ pub enum ErrorKind {
         found: String,
     },
     /// A key of the request that this route does not know.
-    #[error("unknown field {0:?}; a prediction takes \"features\" and \"entity_id\"")]
-    UnknownField(String),
+    #[error("unknown field {name:?}; {takes}")]
+    UnknownField {
+        /// The key.
+        name: String,
+        /// The keys that it knows, as a sentence.
+        takes: &'static str,
+    },
     /// The same key twice in one object.
     #[error("duplicate key {0:?}")]
     DuplicateKey(String),
     /// A request without features.
     #[error("missing field \"features\"")]
     MissingFeatures,
+    /// A batch without rows.
+    #[error("missing field \"rows\" or \"columns\"")]
+    MissingRows,
+    /// Lists of different lengths in one batch.
+    #[error("{name} has {found} values where the batch has {expected} rows")]
+    RowCount {
+        /// What has another length.
+        name: String,
+        /// Rows of the batch.
+        expected: usize,
+        /// Values found, at least.
+        found: usize,
+    },
+    /// More rows than a batch may have.
+    #[error("a batch has at most {0} rows; see the setting max_batch_rows")]
+    TooManyRows(usize),
     /// An entity id of another type, or text that is not Unicode.
     #[error("an entity id is a string or an integer, found {0}")]
     Entity(String),

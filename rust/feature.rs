@@ -50,8 +50,8 @@ pub struct Description {
 pub struct Feature {
     /// Its name.
     pub name: Box<str>,
-    /// The name in quotes, as it stands in a body; empty for names that need escapes.
-    pub quoted: Box<str>,
+    /// The name in quotes and a colon, as they stand in a body; empty for names that need escapes.
+    pub token: Box<str>,
     kind: Kind,
     /// The type of the input that it goes into.
     pub element: Element,
@@ -163,8 +163,8 @@ impl Feature {
             },
         };
         let plain = name.bytes().all(|byte| byte >= 0x20 && byte != b'"' && byte != b'\\');
-        let quoted = if plain { format!("\"{name}\"") } else { String::new() };
-        Ok(Self { name: name.into(), quoted: quoted.into(), kind, element, default })
+        let token = if plain { format!("\"{name}\":") } else { String::new() };
+        Ok(Self { name: name.into(), token: token.into(), kind, element, default })
     }
 
     /// Read the value that stands next into a cell. `index` names a feature that has no name.
@@ -190,12 +190,61 @@ impl Feature {
 
     #[cold]
     fn refuse(&self, index: usize, reader: &Reader<'_>) -> Error {
-        let kind = ErrorKind::Value {
-            feature: self.label(index),
-            expected: self.kind.expected(self.element),
-            found: reader.describe(),
-        };
-        Error::at(kind, reader.position())
+        Error { position: Some(reader.position()), ..self.mismatch(index, reader.describe()) }
+    }
+
+    /// The error for a value that does not fit.
+    #[cold]
+    #[must_use]
+    pub fn mismatch(&self, index: usize, found: String) -> Error {
+        let expected = self.kind.expected(self.element);
+        ErrorKind::Value { feature: self.label(index), expected, found }.into()
+    }
+
+    /// Whether it takes any number.
+    #[must_use]
+    pub fn is_float(&self) -> bool {
+        matches!(self.kind, Kind::Float { .. })
+    }
+
+    /// What `null` is to it; None where it may not be null.
+    #[must_use]
+    pub fn missing<'a>(&self) -> Option<Cell<'a>> {
+        matches!(self.kind, Kind::Float { nullable: true }).then_some(Cell::Missing)
+    }
+
+    /// What a number is to it; None where it takes none, or only whole ones and this is not.
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation, reason = "whole and in range")]
+    pub fn number<'a>(&self, value: f64) -> Option<Cell<'a>> {
+        match self.kind {
+            Kind::Float { .. } => Some(Cell::Float(value)),
+            Kind::Int if value.fract() == 0.0 && value.abs() < 9.2e18 => Some(Cell::Int(value as i64)),
+            _ => None,
+        }
+    }
+
+    /// What an integer is to it.
+    #[must_use]
+    #[allow(clippy::cast_precision_loss, reason = "the nearest double, as of a number in a body")]
+    pub fn integer<'a>(&self, value: i64) -> Option<Cell<'a>> {
+        match self.kind {
+            Kind::Float { .. } => Some(Cell::Float(value as f64)),
+            Kind::Int => Some(Cell::Int(value)),
+            _ => None,
+        }
+    }
+
+    /// What a truth value is to it.
+    #[must_use]
+    pub fn truth<'a>(&self, value: bool) -> Option<Cell<'a>> {
+        matches!(self.kind, Kind::Bool).then_some(Cell::Bool(value))
+    }
+
+    /// What a text is to it.
+    #[must_use]
+    pub fn text<'a>(&'a self, text: Cow<'a, str>) -> Option<Cell<'a>> {
+        matches!(self.kind, Kind::Category { .. } | Kind::Text).then(|| self.kind.text(text))?
     }
 
     /// The name, or the index where it has none.

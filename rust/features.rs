@@ -18,18 +18,40 @@ pub enum Layout {
 /// The features of one version in their order, and how they lie in its inputs.
 #[derive(Debug, Clone)]
 pub struct Schema {
-    layout: Layout,
-    features: Vec<Feature>,
-    names: Names,
+    pub(crate) layout: Layout,
+    pub(crate) features: Vec<Feature>,
+    pub(crate) names: Names,
     takes_objects: bool,
+    /// Whether all of it is one buffer of singles.
+    singles: bool,
 }
 
 /// Rows that are being packed.
 #[derive(Debug)]
 pub struct Rows<'a> {
     /// The inputs in the order of the graph.
-    pub columns: Vec<Column<'a>>,
+    columns: Vec<Column<'a>>,
     rows: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// Number of rows.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.rows
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rows == 0
+    }
+
+    /// The inputs in the order of the graph.
+    #[must_use]
+    pub fn into_columns(self) -> Vec<Column<'a>> {
+        self.columns
+    }
 }
 
 /// Which features of a row have come. While they come in order, one number says it all.
@@ -84,7 +106,9 @@ impl Schema {
         if takes_objects && names.len() != features.len() {
             return Err("feature names must differ".to_owned());
         }
-        Ok(Self { layout, features, names, takes_objects })
+        let singles = layout == Layout::Matrix
+            && features.iter().all(|feature| feature.is_float() && feature.element == Element::F32);
+        Ok(Self { layout, features, names, takes_objects, singles })
     }
 
     /// Number of features.
@@ -97,6 +121,12 @@ impl Schema {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.features.is_empty()
+    }
+
+    /// Whether its features have names, so that a row may be an object.
+    #[must_use]
+    pub fn takes_objects(&self) -> bool {
+        self.takes_objects
     }
 
     /// Values of a row in each input.
@@ -126,10 +156,7 @@ impl Schema {
     /// Where it is not JSON, or does not fit the schema; the row is incomplete then.
     pub fn pack<'a>(&'a self, reader: &mut Reader<'a>, known: &Names, rows: &mut Rows<'a>) -> Result<()> {
         let row = rows.rows;
-        rows.rows += 1;
-        for column in &mut rows.columns {
-            column.resize(rows.rows * self.width());
-        }
+        self.resize(rows, row + 1);
         match reader.peek() {
             Some(b'[') => self.pack_list(reader, rows, row),
             Some(b'{') if self.takes_objects => self.pack_object(reader, known, rows, row),
@@ -138,12 +165,55 @@ impl Schema {
         }
     }
 
+    /// Lengthen with zeros, or shorten.
+    pub(crate) fn resize(&self, rows: &mut Rows<'_>, count: usize) {
+        rows.rows = count;
+        for column in &mut rows.columns {
+            column.resize(count * self.width());
+        }
+    }
+
+    /// Take rows out; `gone` has their indices, ascending.
+    pub(crate) fn remove(&self, rows: &mut Rows<'_>, gone: &[usize]) {
+        if !gone.is_empty() {
+            rows.rows -= gone.len();
+            for column in &mut rows.columns {
+                column.remove(self.width(), gone);
+            }
+        }
+    }
+
+    /// The buffer and the cell of a feature in a row.
     #[inline]
-    fn place<'r, 'a>(&self, rows: &'r mut Rows<'a>, row: usize, index: usize) -> (&'r mut Column<'a>, usize) {
+    pub(crate) fn place<'r, 'a>(
+        &self,
+        rows: &'r mut Rows<'a>,
+        row: usize,
+        index: usize,
+    ) -> (&'r mut Column<'a>, usize) {
         match self.layout {
             Layout::Matrix => (&mut rows.columns[0], row * self.features.len() + index),
             Layout::Columns => (&mut rows.columns[index], row),
         }
+    }
+
+    /// Read the value that stands next into its cell.
+    #[inline]
+    fn value<'a>(&'a self, reader: &mut Reader<'a>, rows: &mut Rows<'a>, row: usize, index: usize) -> Result<()> {
+        if self.singles
+            && let Some(Column::F32(values)) = rows.columns.first_mut()
+            && let Some(place) = values.get_mut(row * self.features.len() + index)
+            && let Some(value) = reader.plain()
+        {
+            // Every plain decimal is in the range of singles.
+            #[allow(clippy::cast_possible_truncation, reason = "the nearest single")]
+            {
+                *place = value as f32;
+            }
+            return Ok(());
+        }
+        let (column, cell) = self.place(rows, row, index);
+        self.features[index].read(index, reader, column, cell)
     }
 
     fn pack_list<'a>(&'a self, reader: &mut Reader<'a>, rows: &mut Rows<'a>, row: usize) -> Result<()> {
@@ -152,12 +222,10 @@ impl Schema {
         let mut more = reader.first(b']');
         let mut found = 0;
         while more {
-            match self.features.get(found) {
-                Some(feature) => {
-                    let (column, cell) = self.place(rows, row, found);
-                    feature.read(found, reader, column, cell)?;
-                }
-                None => reader.skip()?,
+            if found < self.features.len() {
+                self.value(reader, rows, row, found)?;
+            } else {
+                reader.skip()?;
             }
             found += 1;
             more = reader.more(b']')?;
@@ -180,20 +248,31 @@ impl Schema {
         let mut ignored = Seen::default();
         reader.require(b'{', "expected an object")?;
         let mut more = reader.first(b'}');
+        // While the keys come as a serializer writes them, in the schema's order, nothing needs to be looked up.
+        while more && self.next_token(reader, seen.next) {
+            self.value(reader, rows, row, seen.next)?;
+            seen.next += 1;
+            more = reader.more(b'}')?;
+        }
         while more {
             reader.peek();
             let at = reader.position();
-            if let Some(index) = self.name(reader, known, &mut seen, &mut ignored)? {
-                let feature = &self.features[index];
-                let (column, cell) = self.place(rows, row, index);
-                feature.read(index, reader, column, cell)?;
-            } else {
-                reader.skip()?;
+            match self.name(reader, known, &mut seen, &mut ignored)? {
+                Some(index) => self.value(reader, rows, row, index)?,
+                None => reader.skip()?,
             }
             debug_assert!(reader.position() > at, "every turn takes bytes");
             more = reader.more(b'}')?;
         }
         self.fill(&seen, rows, row, start)
+    }
+
+    /// Take the key of a feature and its colon, if they stand next without space between them.
+    #[inline]
+    fn next_token(&self, reader: &mut Reader<'_>, index: usize) -> bool {
+        reader.peek();
+        let token = self.features.get(index).map_or("", |feature| &*feature.token);
+        !token.is_empty() && reader.take_exact(token.as_bytes())
     }
 
     /// Take a key and its colon: the index of its feature, or None where another version may use it.
@@ -205,19 +284,14 @@ impl Schema {
         seen: &mut Seen,
         ignored: &mut Seen,
     ) -> Result<Option<usize>> {
-        let next = seen.next;
         let start = reader.position();
-        if let Some(feature) = self.features.get(next)
-            && !feature.quoted.is_empty()
-            && reader.take_exact(feature.quoted.as_bytes())
-        {
-            reader.colon()?;
-            if seen.bits.is_empty() {
-                seen.next += 1;
-            } else if !seen.insert(next, self.len()) {
-                return Err(duplicate(&feature.name, start));
-            }
-            return Ok(Some(next));
+        if self.next_token(reader, seen.next) {
+            let next = seen.next;
+            return if seen.insert(next, self.len()) {
+                Ok(Some(next))
+            } else {
+                Err(duplicate(&self.features[next].name, start))
+            };
         }
         let key = reader.key()?;
         if let Some(&index) = self.names.get(&*key) {
@@ -230,8 +304,9 @@ impl Schema {
         }
     }
 
+    /// The error for a name that no version knows.
     #[cold]
-    fn unknown(&self, key: &str, known: &Names, position: usize) -> Error {
+    pub(crate) fn unknown(&self, key: &str, known: &Names, position: usize) -> Error {
         let mine = self.features.iter().map(|feature| &*feature.name);
         let nearest = nearest(key, mine.chain(known.keys().map(|name| &**name)));
         Error::at(ErrorKind::UnknownFeature { name: shorten(key), nearest: nearest.map(str::to_owned) }, position)
@@ -254,7 +329,8 @@ impl Schema {
     }
 }
 
+/// The error for a name that comes twice.
 #[cold]
-fn duplicate(key: &str, position: usize) -> Error {
+pub(crate) fn duplicate(key: &str, position: usize) -> Error {
     Error::at(ErrorKind::DuplicateKey(shorten(key)), position)
 }

@@ -303,18 +303,23 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Take a number that is a plain decimal; nothing is taken of any other.
+    #[inline]
+    pub fn plain(&mut self) -> Option<f64> {
+        self.peek();
+        let (value, length) = plain_decimal(&self.text.as_bytes()[self.at..])?;
+        self.at += length;
+        Some(value)
+    }
+
     /// Take a number as the nearest double; infinite where it is too large.
     ///
     /// # Errors
     /// Where no number of JSON comes.
     #[inline]
     pub fn double(&mut self) -> Result<f64> {
-        self.peek();
-        match plain_decimal(&self.text.as_bytes()[self.at..]) {
-            Some((value, length)) => {
-                self.at += length;
-                Ok(value)
-            }
+        match self.plain() {
+            Some(value) => Ok(value),
             None => self.number().map(|number| number.to_f64()),
         }
     }

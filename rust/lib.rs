@@ -2,6 +2,8 @@
 //!
 //! Everything but `py` is plain Rust and is tested without Python.
 
+pub mod answers;
+pub mod batch;
 pub mod columns;
 pub mod encode;
 pub mod error;
@@ -16,3 +18,4 @@ pub mod number;
 mod py;
 pub mod recorder;
 pub mod route;
+pub mod table;

@@ -6,6 +6,9 @@ const POWERS: [f64; 23] = [
     1e21, 1e22,
 ];
 
+/// Powers of ten that shift the digits of a whole part.
+const TENS: [u64; 8] = [1, 10, 100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000];
+
 /// Integers up to here are exact in a double.
 const EXACT: u64 = 1 << 53;
 
@@ -132,7 +135,7 @@ impl<'a> Number<'a> {
     }
 }
 
-/// What nearly every number is, in one pass: a decimal without exponent, of digits that a double holds exactly.
+/// What nearly every number is: a decimal without exponent, of digits that a double holds exactly.
 ///
 /// Says its value and how many bytes it has; None for every other number, and for what is none.
 #[inline]
@@ -140,28 +143,60 @@ impl<'a> Number<'a> {
 #[allow(clippy::cast_precision_loss, reason = "checked to be exact")]
 pub fn plain_decimal(bytes: &[u8]) -> Option<(f64, usize)> {
     let start = usize::from(bytes.first() == Some(&b'-'));
-    let mut mantissa = 0_u64;
-    let mut end = start;
-    let mut point = None;
-    loop {
-        let byte = bytes.get(end).copied().unwrap_or_default();
-        match byte {
-            b'0'..=b'9' => mantissa = mantissa.wrapping_mul(10).wrapping_add(u64::from(byte - b'0')),
-            b'.' if point.is_none() => point = Some(end),
-            b'.' | b'e' | b'E' => return None,
-            _ => break,
-        }
-        end += 1;
+    let (mut mantissa, whole) = few_digits(bytes, start)?;
+    let mut end = start + whole;
+    if whole == 0 || (whole > 1 && bytes[start] == b'0') {
+        return None;
     }
-    let whole = point.unwrap_or(end) - start;
-    let decimals = point.map_or(0, |point| end - point - 1);
-    let zeros = whole > 1 && bytes.get(start) == Some(&b'0');
-    // at most 19 digits: the mantissa did not wrap
-    if whole == 0 || zeros || whole + decimals > 19 || mantissa > EXACT || (point.is_some() && decimals == 0) {
+    let mut decimals = 0;
+    if bytes.get(end) == Some(&b'.') {
+        let (fraction, count) = few_digits(bytes, end + 1)?;
+        if count == 0 {
+            return None;
+        }
+        mantissa = mantissa * TENS[count] + fraction;
+        decimals = count;
+        end += 1 + count;
+    }
+    if matches!(bytes.get(end), Some(b'e' | b'E')) || mantissa > EXACT {
         return None;
     }
     let magnitude = mantissa as f64 / POWERS[decimals];
     Some((if start == 1 { -magnitude } else { magnitude }, end))
+}
+
+/// The value of the digits at a place, and how many there are; None where they are more than seven.
+///
+/// Eight bytes are looked at as one word, as in Johnny Lee, "Fast numeric string to int" (2016), and Daniel Lemire,
+/// "Quickly parsing eight digits" (2018).
+#[inline]
+fn few_digits(bytes: &[u8], start: usize) -> Option<(u64, usize)> {
+    const PAIRS: u64 = 0x0000_00FF_0000_00FF;
+    let word = match bytes.get(start..start + 8) {
+        Some(eight) => u64::from_le_bytes(eight.try_into().ok()?),
+        None => last_word(bytes.get(start..)?),
+    };
+    let digits = word ^ 0x3030_3030_3030_3030;
+    // A byte that is no digit sets its highest bit; what it may carry reaches only bytes behind it.
+    let others = (digits.wrapping_add(0x7676_7676_7676_7676) | digits) & 0x8080_8080_8080_8080;
+    let count = (others.trailing_zeros() / 8) as usize;
+    if count == 8 {
+        return None;
+    }
+    // Shifted so that zeros stand in front of the digits; in two steps, since all 64 bits cannot go at once.
+    let padded = digits << (56 - 8 * count) << 8;
+    let pairs = padded.wrapping_mul(10).wrapping_add(padded >> 8);
+    let high = (pairs & PAIRS).wrapping_mul(100 + (1_000_000 << 32));
+    let low = (pairs >> 16 & PAIRS).wrapping_mul(1 + (10_000 << 32));
+    Some((high.wrapping_add(low) >> 32, count))
+}
+
+/// Fewer than eight bytes, with zero bytes behind them.
+#[cold]
+fn last_word(rest: &[u8]) -> u64 {
+    let mut eight = [0; 8];
+    eight[..rest.len()].copy_from_slice(rest);
+    u64::from_le_bytes(eight)
 }
 
 /// A length as a summand of an exponent.

@@ -73,9 +73,20 @@ impl Series {
         self.overhead_sum.fetch_add(overhead, Relaxed);
     }
 
-    /// One request that was not answered.
-    pub fn record_error(&self) {
-        self.errors.fetch_add(1, Relaxed);
+    /// Answers to the rows of a batch: nanoseconds of all of them together, and in the model alone. Each row counts as
+    /// its share of them.
+    pub fn record_rows(&self, rows: u64, total: u64, model: u64) {
+        let overhead = total.saturating_sub(model);
+        let Some((each, outside)) = total.checked_div(rows).zip(overhead.checked_div(rows)) else { return };
+        self.latency[bucket_of(each)].fetch_add(rows, Relaxed);
+        self.overhead[bucket_of(outside)].fetch_add(rows, Relaxed);
+        self.latency_sum.fetch_add(total, Relaxed);
+        self.overhead_sum.fetch_add(overhead, Relaxed);
+    }
+
+    /// Requests, or rows, that were not answered.
+    pub fn record_errors(&self, count: u64) {
+        self.errors.fetch_add(count, Relaxed);
     }
 
     /// The present state as bytes.
@@ -286,7 +297,7 @@ mod tests {
         let (a, b) = (Series::default(), Series::default());
         a.record(1_000, 400);
         b.record(u64::MAX, 0);
-        b.record_error();
+        b.record_errors(1);
         let mut sum = Totals::from_dump(&a.dump()).unwrap();
         sum.add(&Totals::from_dump(&b.dump()).unwrap());
         assert_eq!(sum.requests(), 3);

@@ -14,6 +14,9 @@ use crate::json::{Reader, shorten};
 use crate::ledger::Split;
 use crate::names::{Names, number};
 
+/// The fields of a prediction, for an error.
+const FIELDS: &str = "a prediction takes \"features\" and \"entity_id\"";
+
 /// Why a version answers, in the order of `turnout.domain.REASONS`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -119,34 +122,58 @@ pub struct Rules {
     pub overrides: HashMap<Box<str>, usize>,
 }
 
-/// The fields of a request as far as they were read.
-#[derive(Debug, Default)]
-struct Request<'a> {
-    entity: Entity<'a>,
-    features: Features<'a>,
+/// Where the features of a request go once it is known who answers it.
+pub(crate) trait Sink<'a> {
+    /// Pack the features that stand next.
+    fn pack(&mut self, choice: Choice, reader: &mut Reader<'a>) -> Result<()>;
 }
 
+/// An entity id as far as it was read.
 #[derive(Debug, Default)]
-enum Entity<'a> {
+pub(crate) enum Entity<'a> {
+    /// It has not come.
     #[default]
     Absent,
+    /// It is `null`.
     Null,
+    /// A string, or an integer as its decimal text.
     Id(Cow<'a, str>),
 }
 
 impl Entity<'_> {
-    fn id(&self) -> Option<&str> {
+    /// The id, where there is one.
+    pub(crate) fn id(&self) -> Option<&str> {
         if let Self::Id(id) = self { Some(id) } else { None }
     }
 }
 
+/// The features of a request as far as they were read.
 #[derive(Debug, Default)]
-enum Features<'a> {
+enum Features {
     #[default]
     Absent,
     /// Not packed before the entity is known: where they begin.
     At(usize),
-    Packed(Prepared<'a>),
+    Packed(Choice),
+}
+
+/// One row, in buffers of its own.
+struct Single<'a> {
+    route: &'a Route,
+    columns: Vec<Column<'a>>,
+    width: usize,
+}
+
+impl<'a> Sink<'a> for Single<'a> {
+    #[inline]
+    fn pack(&mut self, choice: Choice, reader: &mut Reader<'a>) -> Result<()> {
+        let plan = self.route.plan(choice.version)?;
+        let mut rows = plan.schema.rows(1);
+        plan.schema.pack(reader, &self.route.known, &mut rows)?;
+        self.columns = rows.into_columns();
+        self.width = plan.schema.width();
+        Ok(())
+    }
 }
 
 impl Route {
@@ -231,20 +258,20 @@ impl Route {
     /// # Errors
     /// At the first fault in the body, or where nothing could answer it.
     pub fn prepare<'a>(&'a self, body: &'a [u8], pinned: Option<usize>) -> Result<Prepared<'a>> {
-        let mut reader = Reader::new(body)?;
-        let request = self.read(&mut reader, pinned)?;
-        match request.features {
-            Features::Packed(prepared) => Ok(prepared),
-            Features::At(start) => {
-                let choice = self.choose(request.entity.id(), pinned)?;
-                self.pack(&mut reader.from_position(start), choice)
-            }
-            Features::Absent => Err(ErrorKind::MissingFeatures.into()),
-        }
+        let mut single = Single { route: self, columns: Vec::new(), width: 0 };
+        let choice = self.read(&mut Reader::new(body)?, pinned, &mut single)?;
+        Ok(Prepared { choice, columns: single.columns, width: single.width })
     }
 
-    fn read<'a>(&'a self, reader: &mut Reader<'a>, pinned: Option<usize>) -> Result<Request<'a>> {
-        let mut request = Request::default();
+    /// Read one request and hand its features over, however its fields are ordered.
+    pub(crate) fn read<'a>(
+        &self,
+        reader: &mut Reader<'a>,
+        pinned: Option<usize>,
+        sink: &mut impl Sink<'a>,
+    ) -> Result<Choice> {
+        let mut entity = Entity::Absent;
+        let mut features = Features::Absent;
         reader.require(b'{', "expected an object with \"features\"")?;
         let mut more = reader.first(b'}');
         while more {
@@ -252,69 +279,106 @@ impl Route {
             let start = reader.position();
             let key = reader.key()?;
             match &*key {
-                "entity_id" if matches!(request.entity, Entity::Absent) => {
-                    request.entity = entity(reader)?;
-                }
-                "features" if matches!(request.features, Features::Absent) => {
-                    request.features = self.features(reader, &request.entity, pinned)?;
+                "entity_id" if matches!(entity, Entity::Absent) => entity = read_entity(reader)?,
+                "features" if matches!(features, Features::Absent) => {
+                    features = self.features(reader, &entity, pinned, sink)?;
                 }
                 "entity_id" | "features" => {
                     return Err(Error::at(ErrorKind::DuplicateKey(key.into_owned()), start));
                 }
-                _ => return Err(Error::at(ErrorKind::UnknownField(shorten(&key)), start)),
+                _ => return Err(Error::at(ErrorKind::UnknownField { name: shorten(&key), takes: FIELDS }, start)),
             }
             more = reader.more(b'}')?;
         }
         reader.end()?;
-        Ok(request)
+        match features {
+            Features::Packed(choice) => Ok(choice),
+            Features::At(start) => {
+                let choice = self.choose(entity.id(), pinned)?;
+                sink.pack(choice, &mut reader.from_position(start))?;
+                Ok(choice)
+            }
+            Features::Absent => Err(ErrorKind::MissingFeatures.into()),
+        }
     }
 
     /// Pack the features that stand next, or skip them where an entity id that may yet come would decide.
     fn features<'a>(
-        &'a self,
+        &self,
         reader: &mut Reader<'a>,
         entity: &Entity<'a>,
         pinned: Option<usize>,
-    ) -> Result<Features<'a>> {
-        let settled = pinned.is_some() || (self.split.is_none() && self.overrides.is_empty());
-        if matches!(entity, Entity::Absent) && !settled {
+        sink: &mut impl Sink<'a>,
+    ) -> Result<Features> {
+        if matches!(entity, Entity::Absent) && !self.settled(pinned) {
             reader.peek();
             let start = reader.position();
             reader.skip()?;
             return Ok(Features::At(start));
         }
         let choice = self.choose(entity.id(), pinned)?;
-        self.pack(reader, choice).map(Features::Packed)
+        sink.pack(choice, reader)?;
+        Ok(Features::Packed(choice))
     }
 
-    fn choose(&self, entity: Option<&str>, pinned: Option<usize>) -> Result<Choice> {
+    /// Whether the same version answers every entity.
+    pub(crate) fn settled(&self, pinned: Option<usize>) -> bool {
+        pinned.is_some() || (self.split.is_none() && self.overrides.is_empty())
+    }
+
+    /// Which version answers: the pinned one, or that of the entity.
+    #[inline]
+    pub(crate) fn choose(&self, entity: Option<&str>, pinned: Option<usize>) -> Result<Choice> {
         match pinned {
             Some(version) => Ok(Choice { version, reason: Reason::Pinned, slot: None }),
             None => self.assign(entity),
         }
     }
 
-    fn pack<'a>(&'a self, reader: &mut Reader<'a>, choice: Choice) -> Result<Prepared<'a>> {
-        let version = self.versions.get(choice.version);
-        let Some(plan) = version.and_then(|version| version.plan.as_ref()) else {
-            let label = version.map(|version| version.label.clone()).unwrap_or_default();
-            return Err(ErrorKind::FreeTensors(label).into());
-        };
-        let mut rows = plan.schema.rows(1);
-        plan.schema.pack(reader, &self.known, &mut rows)?;
-        Ok(Prepared { choice, columns: rows.columns, width: plan.schema.width() })
+    /// How a version reads features.
+    ///
+    /// # Errors
+    /// Where it takes free tensors, or there is no such version.
+    #[inline]
+    pub(crate) fn plan(&self, version: usize) -> Result<&Plan> {
+        let found = self.versions.get(version);
+        found.and_then(|version| version.plan.as_deref()).ok_or_else(|| {
+            let label = found.map(|version| version.label.clone()).unwrap_or_default();
+            ErrorKind::FreeTensors(label).into()
+        })
+    }
+
+    /// The names that any version of the model knows.
+    pub(crate) fn known(&self) -> &Names {
+        &self.known
+    }
+
+    /// The same behind what `bytes` holds already.
+    pub(crate) fn answer_behind(&self, bytes: Vec<u8>, version: usize, reason: Reason) -> Option<Answer<'_>> {
+        let random = fastrand::u128(..) ^ self.seed;
+        self.versions.get(version).map(|version| version.envelope.answer(bytes, reason.name(), random))
+    }
+
+    /// The model's name.
+    pub(crate) fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// The label of a version, and the names of its outputs.
+    pub(crate) fn version(&self, index: usize) -> Option<(&str, &[String])> {
+        let version = self.versions.get(index)?;
+        Some((&version.label, version.plan.as_ref().map(|plan| plan.outputs.as_slice()).unwrap_or_default()))
     }
 
     /// Begin the answer of a version; None where there is no such version.
     #[must_use]
     pub fn answer(&self, version: usize, reason: Reason) -> Option<Answer<'_>> {
-        let random = fastrand::u128(..) ^ self.seed;
-        self.versions.get(version).map(|version| version.envelope.answer(reason.name(), random))
+        self.answer_behind(Vec::with_capacity(256), version, reason)
     }
 }
 
 /// Read an entity id: a string, an integer as its decimal text, or null.
-fn entity<'a>(reader: &mut Reader<'a>) -> Result<Entity<'a>> {
+pub(crate) fn read_entity<'a>(reader: &mut Reader<'a>) -> Result<Entity<'a>> {
     const EXPECTED: &str = "expected an entity id that is a string, an integer or null";
     let next = reader.peek();
     let start = reader.clone();

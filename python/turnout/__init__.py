@@ -8,6 +8,7 @@ hub.predict("churn", {"totalSpent": 12.5, "accountAge": 90}, entity_id="user-123
 
 from turnout import errors
 from turnout._core import __version__
+from turnout.batch import BatchPrediction
 from turnout.config import Settings
 from turnout.domain import (
     Arm,
@@ -21,6 +22,7 @@ from turnout.domain import (
     History,
     Model,
     Prediction,
+    RowError,
     SessionOptions,
     Signature,
     Status,
@@ -34,6 +36,7 @@ __all__ = [
     "Arm",
     "Assignment",
     "AuditEvent",
+    "BatchPrediction",
     "Change",
     "Comparison",
     "Deployment",
@@ -42,6 +45,7 @@ __all__ = [
     "History",
     "Model",
     "Prediction",
+    "RowError",
     "SessionOptions",
     "Settings",
     "Signature",

@@ -15,6 +15,7 @@ __all__ = [
     "Route",
     "Series",
     "Split",
+    "Table",
     "Totals",
     "VersionPlan",
     "__version__",
@@ -87,6 +88,28 @@ class Split:
     def synthetic_counts(self, count: int) -> list[int]:
         """How many of the ids `"0"`, `"1"` ... `str(count - 1)` each arm gets; releases the GIL."""
 
+_Prepared: TypeAlias = tuple[
+    NDArray[np.int32], NDArray[np.uint8], list[tuple[int, tuple[NDArray[Any], ...]]], list[Any]
+]
+
+@final
+class Table:
+    """Columns that lie in memory already; nothing of them is copied.
+
+    `buffers` are contiguous arrays: float32/64, int8 to uint64, bool. A column is (buffer, buffer of the text or None,
+    index of the first value, from one value to the next, buffer of the validity or None, its first bit, whether the
+    buffer holds bits). The buffer of a text column has its offsets, int32 or int64.
+    """
+
+    rows: int
+    def __new__(
+        cls,
+        rows: int,
+        names: Sequence[str] | None,
+        buffers: Sequence[NDArray[Any]],
+        columns: Sequence[tuple[int, int | None, int, int, int | None, int, bool]],
+    ) -> Table: ...
+
 @final
 class VersionPlan:
     """How one version reads features and writes outputs.
@@ -144,6 +167,63 @@ class Route:
         Raises InvalidRequest (with `position`) for what is not such a document, InvalidFeatures (with `feature` and
         `position`) for features that do not fit, NoActiveVersion where nothing could answer.
         """
+    def prepare_batch(self, body: bytes, pinned: int | None, skip: bool, most: int) -> _Prepared:
+        """Read `{"entity_ids"?: [...], "rows": [...]}` or `{"entity_ids"?, "columns": {...}}`; releases the GIL.
+
+        Returns for each row the index of its version (int32, -1 where its entity id is none) and its reason (uint8);
+        for each version that occurs its index and its inputs; and the errors of bad rows, with `row`, in their order.
+        The inputs of a version are those of its rows in their order, without bad ones.
+
+        Raises the first error of a row unless `skip`, and those of `prepare`; PayloadTooLarge past `most` rows.
+        """
+    def prepare_lines(self, body: bytes, pinned: int | None, skip: bool, most: int) -> _Prepared:
+        """The same for lines, each of them a body of `prepare`. Unless `skip`, nothing behind a bad line is read."""
+    def assign_each(
+        self, ids: int | Sequence[str | int | None] | NDArray[np.int64] | NDArray[np.uint64]
+    ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+        """Index of the version and reason for each id; a number stands for so many requests without entity."""
+    def bind(self, version: int, table: Table) -> list[int | None]:
+        """For each feature of a version the index of the column that it takes, None where its default stands.
+
+        Raises InvalidFeatures for a column that no version knows, and for a feature without column and default.
+        """
+    def pack(
+        self,
+        version: int,
+        table: Table,
+        bound: Sequence[int | None],
+        rows: NDArray[np.int64] | None,
+        start: int,
+        count: int,
+        skip: bool,
+    ) -> tuple[tuple[NDArray[Any], ...], list[Any]]:
+        """The inputs of a version for these rows, or for `count` from `start` on, and the errors of bad rows.
+
+        `row` of an error counts from the first of these rows. Unless `skip`, the first bad row ends it. Releases the
+        GIL.
+        """
+    def encode_batch(
+        self,
+        labels: Sequence[int],
+        index: NDArray[np.int32],
+        rows: NDArray[np.int32],
+        parts: Sequence[tuple[int, Sequence[NDArray[Any]]]],
+        errors: bytes,
+    ) -> bytes:
+        """The JSON answer to a batch; releases the GIL.
+
+        `labels` are indices of versions and `index` has, for each row, an index into them (-1: none); `rows` has for
+        each row the index of its part (-1: no answer). A part is a version and its outputs, each of shape `[rows,
+        ...]`, its rows in their order. `errors` is JSON.
+        """
+    def encode_lines(
+        self,
+        rows: NDArray[np.int32],
+        reasons: NDArray[np.uint8],
+        parts: Sequence[tuple[int, Sequence[NDArray[Any]]]],
+        problems: Sequence[bytes],
+    ) -> bytes:
+        """A line for each row: what `encode` writes, or, for a row without part, the next of `problems`."""
     def encode(self, index: int, reason: int, outputs: Sequence[NDArray[Any]]) -> bytes:
         """The JSON answer, with a new prediction id (a UUID of version 7).
 
@@ -158,6 +238,10 @@ class Series:
     def __new__(cls) -> Series: ...
     def record(self, total_ns: int, model_ns: int) -> None:
         """One answer: time in Turnout and model together, and in the model alone, in nanoseconds."""
+    def record_rows(self, rows: int, total_ns: int, model_ns: int) -> None:
+        """Answers to the rows of a batch, nanoseconds of all together; each counts as its share of them."""
+    def record_errors(self, count: int) -> None:
+        """Rows of a batch that this version failed to answer."""
     def record_error(self) -> None:
         """One request that this version failed to answer."""
     def dump(self) -> bytes:

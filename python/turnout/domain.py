@@ -14,7 +14,8 @@ FeatureType = Literal["float", "int", "bool", "category", "string"]
 Layout = Literal["matrix", "columns", "tensors"]
 Reason = Literal["active", "test", "override", "pinned", "random", "fallback"]
 Scalar = float | int | bool | str
-TestStatus = Literal["running", "promoted", "stopped", "rolled_back", "replaced"]
+TestStatus = Literal["running", "promoted", "stopped", "rolled_back"]
+OnError = Literal["fail", "skip"]
 
 REASONS: tuple[Reason, ...] = ("active", "test", "override", "pinned", "random", "fallback")
 MAX_NAME_BYTES = 200
@@ -261,6 +262,16 @@ class Prediction(msgspec.Struct, frozen=True):
     prediction_id: str
     reason: Reason
     outputs: dict[str, Any]
+
+
+class RowError(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a row has no answer."""
+
+    row: int
+    code: str
+    detail: str
+    feature: str | None = None
+    position: int | None = None
 
 
 class VersionStatus(msgspec.Struct, frozen=True):

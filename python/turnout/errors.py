@@ -11,6 +11,7 @@ TurnoutError                    500 internal
 │   ├── VersionNotFound         404 version_not_found
 │   ├── TestNotFound            404 test_not_found
 │   └── NoActiveVersion         404 no_active_version
+├── NotAcceptable               406 not_acceptable
 ├── Conflict                    409 conflict
 │   ├── VersionExists           409 version_exists
 │   ├── VersionInUse            409 version_in_use
@@ -114,6 +115,13 @@ class NoActiveVersion(NotFound):
     """The model has versions, but none is active and none was named."""
 
     code = "no_active_version"
+
+
+class NotAcceptable(TurnoutError):
+    """The answer is of no media type that the caller accepts."""
+
+    status = 406
+    code = "not_acceptable"
 
 
 class Conflict(TurnoutError):

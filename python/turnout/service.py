@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from turnout import _core, archives, documents, interchange, reports
 from turnout.artifacts import Artifacts, Staged, graph_of
+from turnout.batch import BatchPrediction, BatchPredictor
 from turnout.config import Settings, resolve
 from turnout.domain import (
     Assignment,
@@ -28,6 +29,7 @@ from turnout.domain import (
     Feature,
     History,
     Model,
+    OnError,
     Prediction,
     SessionOptions,
     Status,
@@ -83,7 +85,11 @@ class Turnout:
         self.predictor = Predictor(self.live, self.telemetry, fallback=settings.fallback)
         self.predict_bytes = self.predictor.predict_bytes
         self.needs_pool = self.predictor.needs_pool
+        self.batches = BatchPredictor(
+            self.live, self.telemetry, fallback=settings.fallback, most=settings.max_batch_rows
+        )
         self.pool = ThreadPoolExecutor(settings.pool_threads, thread_name_prefix="turnout-predict")
+        self.batch_pool = ThreadPoolExecutor(settings.max_batches, thread_name_prefix="turnout-batch")
         self._worker: Worker | None = None
         self._local = threading.local()
         self._closed = False
@@ -102,6 +108,7 @@ class Turnout:
             return
         self._closed = True
         self.pool.shutdown(wait=True, cancel_futures=True)
+        self.batch_pool.shutdown(wait=True, cancel_futures=True)
         if self._worker is not None:
             self._worker.stop()
         self.live.sessions.clear()
@@ -391,6 +398,34 @@ class Turnout:
         entity = None if entity_id is None else check_entity(entity_id)
         body = msgspec.json.encode({"entity_id": entity, "features": features}, enc_hook=_plain)
         return msgspec.json.decode(self.predictor.answer(model, version, body), type=Prediction)
+
+    def predict_batch(
+        self,
+        model: str,
+        rows: Any,  # noqa: ANN401
+        *,
+        entity_ids: Any = None,  # noqa: ANN401
+        version: str | None = None,
+        on_error: OnError = "fail",
+        threads: int | None = None,
+    ) -> BatchPrediction:
+        """Route and answer many rows at once, each as `predict` would.
+
+        Args:
+            model: the model.
+            rows: a list of mappings or lists, a mapping of columns, a two-dimensional NumPy array, or a table: pandas,
+                polars, pyarrow. NumPy and Arrow are read where they lie, without a copy.
+            entity_ids: one for each row, None for none; a table may have them in its column `entity_id`.
+            version: the version that answers all of them.
+            on_error: `fail` raises the first error of a row, `skip` notes it and answers the others.
+            threads: chunks of rows that are run at once; by default as many as there are processors.
+
+        Raises what `predict` raises, with `row`.
+        """
+        count = len(os.sched_getaffinity(0)) if threads is None else threads
+        return BatchPrediction(
+            model, self.batches.predict(model, rows, entity_ids, version, on_error, max(count, 1))
+        )
 
     # --- the state of things ------------------------------------------------------------------------------------
 

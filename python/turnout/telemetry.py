@@ -23,6 +23,8 @@ BOUNDS = tuple(2.0**power * 1e-9 for power in range(14, 34))
 """Upper bounds of the published histograms, in seconds: powers of two of a nanosecond, 16 us to 8.6 s."""
 REJECTED = "rejected"
 """The scope of requests that no version has seen; a scope of a test has a slash in it."""
+BATCH = "batch"
+"""Stands for the reason where the rows of a batch are counted, each with its share of the time of its chunk."""
 DUMP: msgspec.msgpack.Decoder[list[tuple[str, str, str, str, bytes]]] = msgspec.msgpack.Decoder(
     list[tuple[str, str, str, str, bytes]]
 )
@@ -140,8 +142,8 @@ class Merged:
         return cls(_grouped(dumps))
 
     def live(self, model: str, version: str) -> LiveStatistics:
-        """What a version has answered, whatever the reason."""
-        totals = self._sum(lambda key: key.model == model and key.version == version)
+        """What a version has answered one by one, whatever the reason."""
+        totals = self._sum(lambda key: key.model == model and key.version == version and key.reason != BATCH)
         return LiveStatistics(
             requests=totals.requests,
             errors=totals.errors,
@@ -164,7 +166,7 @@ class Merged:
         """Counters and histograms, for Prometheus."""
         requests = CounterMetricFamily(
             "turnout_requests",
-            "Requests by the version that answered or failed.",
+            "Requests, and rows of batches, by the version that answered or failed.",
             labels=["model", "version", "reason"],
         )
         errors = CounterMetricFamily(
@@ -177,7 +179,7 @@ class Merged:
         )
         latency = HistogramMetricFamily(
             "turnout_latency_seconds",
-            "Time of a prediction, model included.",
+            "Time of a prediction, or of a row of a batch, model included.",
             labels=["model", "version", "reason"],
         )
         overhead = HistogramMetricFamily(

@@ -1,6 +1,7 @@
 //! All of `PyO3`: thin frozen classes over the core, and one mapping from its errors to Python's exceptions.
 
 mod assign;
+mod batch;
 mod recorder;
 mod route;
 
@@ -20,6 +21,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<assign::Split>()?;
     module.add_class::<recorder::Series>()?;
     module.add_class::<recorder::Totals>()?;
+    module.add_class::<batch::Table>()?;
     module.add_class::<route::VersionPlan>()?;
     module.add_class::<route::Route>()?;
     module.add_function(wrap_pyfunction!(assign::hash_entity, module)?)?;
@@ -38,6 +40,7 @@ fn class_of(kind: &ErrorKind) -> &'static str {
         | ErrorKind::Unnamed(_)
         | ErrorKind::FreeTensors(_) => "InvalidFeatures",
         ErrorKind::NoActiveVersion(_) => "NoActiveVersion",
+        ErrorKind::TooManyRows(_) => "PayloadTooLarge",
         ErrorKind::Output { .. } => "PredictionFailed",
         _ => "InvalidRequest",
     }

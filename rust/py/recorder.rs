@@ -24,8 +24,18 @@ impl Series {
         self.0.record(total_ns, model_ns);
     }
 
+    /// Answers to the rows of a batch, nanoseconds of all of them together.
+    fn record_rows(&self, rows: u64, total_ns: u64, model_ns: u64) {
+        self.0.record_rows(rows, total_ns, model_ns);
+    }
+
+    /// Rows of a batch that this version failed to answer.
+    fn record_errors(&self, count: u64) {
+        self.0.record_errors(count);
+    }
+
     fn record_error(&self) {
-        self.0.record_error();
+        self.0.record_errors(1);
     }
 
     fn dump<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {

@@ -6,18 +6,25 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use numpy::ndarray::{Array, ArrayView2};
-use numpy::{PyArray, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyUntypedArray, PyUntypedArrayMethods};
+use numpy::{
+    PyArray, PyArray1, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadonlyArray1, PyUntypedArray,
+    PyUntypedArrayMethods,
+};
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyString, PyTuple};
 
 use super::assign::Split;
+use super::batch;
 use super::{to_py, with_entity};
+use crate::answers::Rows;
+use crate::batch::Wishes;
 use crate::columns::{Column, Element};
 use crate::encode::{Answer, Token, half_to_f32};
 use crate::feature::{Description, Scalar};
 use crate::features::{Layout, Schema};
 use crate::route::{Choice, Plan, Reason, Route as Core, Rules};
+use crate::table::Chosen;
 
 /// How one version reads features and writes outputs.
 #[pyclass(frozen, module = "turnout._core")]
@@ -126,14 +133,106 @@ impl Route {
         body: &Bound<'py, PyBytes>,
         pinned: Option<usize>,
     ) -> PyResult<(usize, u8, Bound<'py, PyTuple>)> {
-        if pinned.is_some_and(|index| index >= self.0.len()) {
-            return Err(PyIndexError::new_err("no such version"));
-        }
+        self.check_index(pinned)?;
         let prepared = self.0.prepare(body.as_bytes(), pinned).map_err(to_py)?;
         let width = prepared.width;
         let arrays = prepared.columns.into_iter().map(|column| array(body.py(), column, width));
         let inputs = PyTuple::new(body.py(), arrays.collect::<PyResult<Vec<_>>>()?)?;
         Ok((prepared.choice.version, prepared.choice.reason as u8, inputs))
+    }
+
+    /// Read a batch, route each row and pack it for its version.
+    fn prepare_batch<'py>(
+        &self,
+        py: Python<'py>,
+        body: &Bound<'py, PyBytes>,
+        pinned: Option<usize>,
+        skip: bool,
+        most: usize,
+    ) -> PyResult<batch::Prepared<'py>> {
+        self.check_index(pinned)?;
+        let (route, bytes, wishes) = (&self.0, body.as_bytes(), Wishes { pinned, skip, most });
+        let read = py.detach(|| route.prepare_batch(bytes, wishes));
+        batch::prepared(py, read.map_err(|fault| batch::fault_to_py(&fault))?)
+    }
+
+    /// The same for lines, each of them the body of a prediction.
+    fn prepare_lines<'py>(
+        &self,
+        py: Python<'py>,
+        body: &Bound<'py, PyBytes>,
+        pinned: Option<usize>,
+        skip: bool,
+        most: usize,
+    ) -> PyResult<batch::Prepared<'py>> {
+        self.check_index(pinned)?;
+        let (route, bytes, wishes) = (&self.0, body.as_bytes(), Wishes { pinned, skip, most });
+        let read = py.detach(|| route.prepare_lines(bytes, wishes));
+        batch::prepared(py, read.map_err(to_py)?)
+    }
+
+    /// Versions and reasons for a number of requests without entity, a list of ids, or an array of integers.
+    fn assign_each<'py>(&self, py: Python<'py>, ids: &Bound<'py, PyAny>) -> PyResult<batch::Routed<'py>> {
+        batch::assign_each(py, &self.0, ids)
+    }
+
+    /// For each feature of a version the column of a table that it takes.
+    fn bind(&self, version: usize, table: &batch::Table) -> PyResult<Vec<Option<usize>>> {
+        table.bind(&self.0, version).map_err(to_py)
+    }
+
+    /// Pack rows of a table for a version: these, or `count` from `start` on.
+    #[allow(clippy::too_many_arguments, reason = "what to pack, and how")]
+    fn pack<'py>(
+        &self,
+        py: Python<'py>,
+        version: usize,
+        table: &batch::Table,
+        bound: Vec<Option<usize>>,
+        rows: Option<PyReadonlyArray1<'py, i64>>,
+        start: usize,
+        count: usize,
+        skip: bool,
+    ) -> PyResult<(Bound<'py, PyTuple>, Vec<Py<PyAny>>)> {
+        let chosen = match &rows {
+            Some(rows) => Chosen::List(rows.as_slice()?),
+            None => Chosen::Range(start, count),
+        };
+        table.pack(py, &self.0, version, &bound, chosen, skip)
+    }
+
+    /// The JSON answer to a batch.
+    #[allow(clippy::too_many_arguments, reason = "a batch has that many facts")]
+    fn encode_batch<'py>(
+        &self,
+        py: Python<'py>,
+        labels: Vec<usize>,
+        index: PyReadonlyArray1<'py, i32>,
+        rows: PyReadonlyArray1<'py, i32>,
+        parts: Vec<batch::PartTuple<'py>>,
+        errors: &[u8],
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let (route, index, parts_of) = (&self.0, index.as_slice()?, rows.as_slice()?);
+        let bytes = batch::with_parts(py, &parts, |parts| {
+            let rows = Rows { parts: parts_of, reasons: &[] };
+            route.encode_batch(&labels, index, rows, parts, errors)
+        })?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    /// A line of JSON for each row.
+    fn encode_lines<'py>(
+        &self,
+        py: Python<'py>,
+        rows: PyReadonlyArray1<'py, i32>,
+        reasons: PyReadonlyArray1<'py, u8>,
+        parts: Vec<batch::PartTuple<'py>>,
+        problems: Vec<Bound<'py, PyBytes>>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let (route, rows) = (&self.0, Rows { parts: rows.as_slice()?, reasons: reasons.as_slice()? });
+        let problems: Vec<&[u8]> = problems.iter().map(PyBytesMethods::as_bytes).collect();
+        let bytes = batch::with_parts(py, &parts, |parts| route.encode_lines(rows, parts, &problems))?;
+        Ok(PyBytes::new(py, &bytes))
     }
 
     /// The JSON answer of a version.
@@ -150,6 +249,31 @@ impl Route {
             push(&mut answer, output)?;
         }
         Ok(PyBytes::new(py, &answer.finish().map_err(to_py)?))
+    }
+}
+
+impl Route {
+    fn check_index(&self, version: Option<usize>) -> PyResult<()> {
+        match version {
+            Some(index) if index >= self.0.len() => Err(PyIndexError::new_err("no such version")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The same column without a copy of its numbers: what `array` does is cheaper for a single row only.
+pub fn shaped<'py>(py: Python<'py>, column: Column<'_>, width: usize) -> PyResult<Bound<'py, PyAny>> {
+    fn handed<T: numpy::Element>(py: Python<'_>, values: Vec<T>, width: usize) -> PyResult<Bound<'_, PyAny>> {
+        let rows = values.len().checked_div(width).unwrap_or(0);
+        Ok(PyArray1::from_vec(py, values).reshape([rows, width])?.into_any())
+    }
+    match column {
+        Column::F32(values) => handed(py, values, width),
+        Column::F64(values) => handed(py, values, width),
+        Column::I32(values) => handed(py, values, width),
+        Column::I64(values) => handed(py, values, width),
+        Column::Bool(values) => handed(py, values, width),
+        Column::Text(_) => array(py, column, width),
     }
 }
 
@@ -223,6 +347,14 @@ fn push_halves(answer: &mut Answer<'_>, array: &Bound<'_, PyUntypedArray>) -> Py
 
 /// Strings, or bytes that are UTF-8.
 fn push_objects(answer: &mut Answer<'_>, array: &Bound<'_, PyUntypedArray>) -> PyResult<()> {
+    match texts(array)? {
+        Ok(texts) => answer.push(array.shape(), &texts).map_err(to_py),
+        Err(found) => Err(to_py(answer.refuse(format!("expected strings, found {found}")))),
+    }
+}
+
+/// The strings of an array of objects, in C order; the type of the first object that is none.
+pub fn texts(array: &Bound<'_, PyUntypedArray>) -> PyResult<Result<Vec<String>, String>> {
     let py = array.py();
     let typed = array.cast::<PyArrayDyn<Py<PyAny>>>()?.try_readonly()?;
     let mut texts = Vec::with_capacity(array.len());
@@ -232,11 +364,8 @@ fn push_objects(answer: &mut Answer<'_>, array: &Bound<'_, PyUntypedArray>) -> P
             Ok(bytes) => std::str::from_utf8(bytes.as_bytes()).ok().map(str::to_owned),
             Err(_) => object.extract::<String>().ok(),
         };
-        let Some(text) = text else {
-            let problem = format!("expected strings, found {}", object.get_type().name()?);
-            return Err(to_py(answer.refuse(problem)));
-        };
+        let Some(text) = text else { return Ok(Err(object.get_type().name()?.to_string())) };
         texts.push(text);
     }
-    answer.push(array.shape(), &texts).map_err(to_py)
+    Ok(Ok(texts))
 }

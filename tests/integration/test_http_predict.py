@@ -244,3 +244,82 @@ def test_http_2_without_tls(server: Server) -> None:
     for headers, expected in [([], "2 415"), (["-H", "Content-Type: application/json"], "2 400")]:
         done = subprocess.run([*command, *headers, url], capture_output=True, check=True, timeout=20)
         assert done.stdout.decode() == expected
+
+
+# --- batches --------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_what_its_rows_are_alone(server: Server) -> None:
+    server.release("bulk", "v1", GRAPH, features=NAMES)
+    server.put("bulk", "v2", linear_matrix([0.0, 1.0]), features=NAMES)
+    splits = {"splits": {"v1": 0.5, "v2": 0.5}}
+    assert server.client.put(path("bulk", "test"), json=splits).status_code == 200
+    rows = [{"totalSpent": float(i), "accountAge": i % 7} if i % 2 else [float(i), i % 7] for i in range(50)]
+    ids = [i if i % 3 else f"user-{i}" for i in range(50)]
+    answer = server.client.post(path("bulk", "batch"), json={"entity_ids": ids, "rows": rows})
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert (found["model"], found["count"], found["versions"], found["errors"]) == (
+        "bulk",
+        50,
+        ["v1", "v2"],
+        [],
+    )
+    for index, (row, entity) in enumerate(zip(rows, ids, strict=True)):
+        single = server.predict("bulk", row, entity).json()
+        assert found["versions"][found["version_index"][index]] == single["version"]
+        assert found["outputs"]["score"][index] == single["outputs"]["score"]
+    pinned = server.client.post(path("bulk", "versions", "v2", "batch"), json={"rows": [[1, 5]]}).json()
+    assert (pinned["versions"], pinned["outputs"]) == (["v2"], {"score": [[5.0]]})
+
+
+def test_bad_rows_are_named_or_skipped(server: Server) -> None:
+    body = {"rows": [[1, 2], [1, "x"], [3, 4]]}
+    refused = server.client.post(path("churn", "batch"), json=body)
+    assert_problem(refused, 400, "invalid_features")
+    assert (refused.json()["row"], refused.json()["feature"]) == (1, "accountAge")
+    skipped = server.client.post(path("churn", "batch"), params={"on_error": "skip"}, json=body)
+    assert [error["row"] for error in skipped.json()["errors"]] == [1]
+    assert [value is None for value in skipped.json()["outputs"]["score"]] == [False, True, False]
+    for query in ({"on_error": "no"}, {"on_error": ["fail", "skip"]}):
+        assert_problem(
+            server.client.post(path("churn", "batch"), params=query, json=body), 400, "invalid_request"
+        )
+
+
+def test_a_batch_that_cannot_be_answered(server: Server) -> None:
+    url = path("churn", "batch")
+    for content in (
+        b"",
+        b"[]",
+        b"{}",
+        b"{" * 100_000,
+        b'{"rows":[[1e999,1]]}',
+        b'{"rows":[[1,2],[1]]',
+        b"\xff",
+    ):
+        answer = server.client.post(url, content=content, headers=JSON)
+        assert answer.status_code == 400, content[:20]
+    assert_problem(
+        server.client.post(url, content=b"x", headers={"Content-Type": "text/csv"}),
+        415,
+        "unsupported_media_type",
+    )
+    wanted = {**JSON, "Accept": "text/csv"}
+    assert_problem(server.client.post(url, content=b'{"rows":[]}', headers=wanted), 406, "not_acceptable")
+    assert_problem(server.client.post(path("nobody", "batch"), json={"rows": []}), 404, "model_not_found")
+    assert_problem(server.client.get(url), 405, "method_not_allowed")
+
+
+def test_more_batches_than_may_be_are_429_and_more_bytes_413(tmp_path: Path) -> None:
+    settings = {"max_batches": 1, "max_batch_bytes": 1000}
+    with Server(tmp_path / "data", workers=1, **settings) as small:
+        small.release("churn", "v1.0", GRAPH, features=NAMES)
+        url = path("churn", "batch")
+        assert_problem(small.client.post(url, content=b" " * 1001, headers=JSON), 413, "payload_too_large")
+        with socket.create_connection(("127.0.0.1", small.port)) as slow:
+            head = f"POST {url} HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n"
+            slow.sendall(head.encode())
+            wait_for(lambda: small.client.post(url, json={"rows": []}).status_code == 429, 5, "a full worker")
+            assert small.predict("churn", [1, 2]).status_code == 200
+        wait_for(lambda: small.client.post(url, json={"rows": []}).status_code == 200, 5, "a free worker")

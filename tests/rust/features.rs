@@ -28,7 +28,7 @@ fn pack<'a>(schema: &'a Schema, known: &Names, body: &'a [u8]) -> Result<Vec<Col
     let mut rows = schema.rows(1);
     schema.pack(&mut reader, known, &mut rows)?;
     reader.end()?;
-    Ok(rows.columns)
+    Ok(rows.into_columns())
 }
 
 fn row<'a>(schema: &'a Schema, body: &'a str) -> Result<Column<'a>, Error> {
@@ -61,7 +61,7 @@ fn rows_follow_each_other_for_bulk() {
     let mut rows = schema.rows(2);
     schema.pack(&mut reader, &Names::default(), &mut rows).unwrap();
     schema.pack(&mut reader, &Names::default(), &mut rows).unwrap();
-    assert_eq!(rows.columns, [Column::F32(vec![1.0, 2.0, 3.0, 4.0])]);
+    assert_eq!(rows.into_columns(), [Column::F32(vec![1.0, 2.0, 3.0, 4.0])]);
 }
 
 #[test]

@@ -32,6 +32,8 @@ ALLOWED: dict[str, set[str]] = {
     "runtime": {"domain", "errors", "locks", "store"},
     "telemetry": {"_core", "domain", "errors", "runtime"},
     "live": {"artifacts", "config", "domain", "engine", "errors", "log", "registry", "router", "sessions"},
+    "tables": {"_core", "errors"},
+    "batch": {"_core", "domain", "errors", "live", "log", "router", "tables", "telemetry"},
     "prediction": {"_core", "domain", "errors", "live", "log", "router", "telemetry"},
     "worker": {"config", "errors", "live", "log", "registry", "runtime", "telemetry"},
     "reports": {"_core", "domain", "errors", "registry", "router", "telemetry"},
@@ -51,6 +53,7 @@ ALLOWED: dict[str, set[str]] = {
         ),
         *(
             "prediction",
+            "batch",
             "probe",
             "records",
             "registry",
@@ -78,7 +81,7 @@ ALLOWED: dict[str, set[str]] = {
         "serve",
         "service",
     },
-    "__init__": {"_core", "config", "domain", "errors", "service"},
+    "__init__": {"_core", "batch", "config", "domain", "errors", "service"},
     "__main__": {"cli"},
 }
 

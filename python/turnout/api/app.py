@@ -114,7 +114,7 @@ def json_only(app: ASGIApp) -> ASGIApp:
             kind = headers.get(b"content-type")
             if kind is not None:
                 check_json(kind)
-            elif scope["path"].rpartition("/")[2] != "predict" and _has_body(headers):
+            elif scope["path"].rpartition("/")[2] not in {"predict", "batch"} and _has_body(headers):
                 raise UnsupportedMediaType("expected Content-Type application/json, found none")
         await app(scope, receive, send)
 

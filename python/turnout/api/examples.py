@@ -31,6 +31,29 @@ ANSWERS = [
         },
     )
 ]
+BATCHES = [
+    Example(
+        summary="Rows in the order of the schema",
+        value={"entity_ids": ["user-123", 42], "rows": [[12.5, 90], [3.0, 7]]},
+    ),
+    Example(
+        summary="Columns by name",
+        value={"entity_ids": ["user-123", 42], "columns": {"totalSpent": [12.5, 3.0], "accountAge": [90, 7]}},
+    ),
+]
+BATCH_ANSWERS = [
+    Example(
+        summary="Two rows, answered by two versions",
+        value={
+            "model": "churn",
+            "count": 2,
+            "versions": ["v1.0", "v2.0"],
+            "version_index": [1, 0],
+            "outputs": {"label": [1, 0], "probabilities": [[0.1, 0.9], [0.8, 0.2]]},
+            "errors": [],
+        },
+    )
+]
 ACTIVATION = [Example(summary="Release a version", value={"version": "v2.0", "reason": "passed the review"})]
 ROLLBACK = [
     Example(summary="To the version before", value={"reason": "errors after the release"}),
@@ -49,6 +72,7 @@ OVERRIDE = [Example(summary="Send an entity to a version", value={"version": "v2
 SAID = {
     400: "The request could not be read, or what it says can not be.",
     404: "There is no such model, version, test or route.",
+    406: "The request accepts no media type that this route answers with.",
     409: "The state of the registry does not allow it.",
     412: "Somebody changed the model since the revision of If-Match.",
     413: "The body is larger than the settings allow.",

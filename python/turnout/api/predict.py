@@ -7,11 +7,11 @@ from typing import Annotated, Any
 import msgspec
 from litestar import Request, Response, post
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import Body
+from litestar.params import Body, QueryParameter
 
-from turnout.api.examples import ANSWERS, PREDICTIONS, problems
+from turnout.api.examples import ANSWERS, BATCH_ANSWERS, BATCHES, PREDICTIONS, problems
 from turnout.api.problems import MEDIA_TYPE
-from turnout.domain import Prediction
+from turnout.domain import OnError, Prediction, RowError
 from turnout.service import Turnout
 
 Value = float | int | bool | str | None
@@ -35,6 +35,44 @@ RESPONSES = {
     **problems(400, 404, 413, 415, 429, 500, 503),
 }
 Call = Request[Any, Any, Any]
+
+
+class BatchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Rows, or the same by columns; `entity_ids` has one id for each row, null for none."""
+
+    rows: list[dict[str, Value] | list[Value]] | msgspec.UnsetType = msgspec.UNSET
+    columns: dict[str, list[Value]] | msgspec.UnsetType = msgspec.UNSET
+    entity_ids: list[str | int | None] | msgspec.UnsetType = msgspec.UNSET
+
+
+class BatchAnswer(msgspec.Struct, frozen=True):
+    """Answers in the order of the rows: `version_index` has indices into `versions`, `outputs` one list by output."""
+
+    model: str
+    count: int
+    versions: list[str]
+    version_index: list[int | None]
+    outputs: dict[str, list[Any]]
+    errors: list[RowError]
+
+
+BatchBody = Annotated[BatchRequest, Body(title="Rows to predict", examples=BATCHES)]
+OnErrorParameter = Annotated[
+    OnError,
+    QueryParameter(
+        name="on_error",
+        description="`fail`: the first bad row is the answer. `skip`: it is listed in `errors`, its outputs are null.",
+    ),
+]
+BATCH_RESPONSES = {
+    200: ResponseSpec(
+        BatchAnswer,
+        generate_examples=False,
+        description="The answers by columns.",
+        examples=BATCH_ANSWERS,
+    ),
+    **problems(400, 404, 406, 413, 415, 429, 500, 503),
+}
 
 
 @post(
@@ -79,4 +117,47 @@ async def _answer(hub: Turnout, request: Call, model: str, version: str | None) 
     return Response(body, status_code=status, media_type="application/json" if status < 400 else MEDIA_TYPE)
 
 
-ROUTES = [predict, predict_version]
+@post(
+    "/v1/models/{model:str}/batch",
+    status_code=200,
+    operation_id="predictBatch",
+    summary="Predict many rows",
+    tags=["predictions"],
+    responses=BATCH_RESPONSES,
+)
+async def batch(
+    hub: Turnout,
+    request: Call,
+    model: str,
+    data: BatchBody,  # noqa: ARG001
+    on_error: OnErrorParameter = "fail",
+) -> Response[bytes]:
+    """Route each row to a version and answer all of them by columns, in their order."""
+    return Response(
+        hub.batches.answer(model, None, await request.body(), on_error), media_type="application/json"
+    )
+
+
+@post(
+    "/v1/models/{model:str}/versions/{version:str}/batch",
+    status_code=200,
+    operation_id="predictVersionBatch",
+    summary="Predict many rows with a certain version",
+    tags=["predictions"],
+    responses=BATCH_RESPONSES,
+)
+async def batch_version(
+    hub: Turnout,
+    request: Call,
+    model: str,
+    version: str,
+    data: BatchBody,  # noqa: ARG001
+    on_error: OnErrorParameter = "fail",
+) -> Response[bytes]:
+    """The same, by this version."""
+    return Response(
+        hub.batches.answer(model, version, await request.body(), on_error), media_type="application/json"
+    )
+
+
+ROUTES = [predict, predict_version, batch, batch_version]

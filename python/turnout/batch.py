@@ -1,0 +1,492 @@
+"""The way of a batch: routed and packed in Rust, run per version in chunks, put back into the order of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter_ns
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from turnout import _core
+from turnout.domain import REASONS, OnError, RowError, Version
+from turnout.errors import InvalidRequest, PredictionFailed, TurnoutError
+from turnout.live import Live
+from turnout.log import log
+from turnout.router import Serving, check_entity
+from turnout.tables import Given, load_pyarrow, sources
+from turnout.telemetry import BATCH, Telemetry
+
+CHUNK_ROWS = 8192
+"""Rows of one run: enough that its fixed cost is nothing, few enough that what it takes stays in the caches."""
+ALL_ROWS = 2**62
+FALLBACK = REASONS.index("fallback")
+PINNED = REASONS.index("pinned")
+
+Rows = NDArray[np.int64]
+Arrays = list[NDArray[Any]]
+
+
+class Part(NamedTuple):
+    """What one version answered: its index, its rows (ascending) and its outputs, each of shape `[rows, ...]`."""
+
+    version: int
+    rows: Rows
+    outputs: Arrays
+
+
+class Work(Protocol):
+    """Rows that were routed, and can be packed for their versions."""
+
+    versions: NDArray[np.int32]
+    reasons: NDArray[np.uint8]
+    faults: list[TurnoutError]
+
+    def take(
+        self, version: int, rows: Rows, start: int, stop: int
+    ) -> tuple[Sequence[NDArray[Any]], list[Any]]:
+        """The inputs for some of a version's rows, without bad ones, and what is wrong with those."""
+        ...
+
+    def pinned(self, version: int) -> Work:
+        """The same rows, all of them for one version."""
+        ...
+
+
+class Document:
+    """Rows that came as JSON: packed whole when they were read."""
+
+    def __init__(self, route: _core.Route, body: bytes, pinned: int | None, skip: bool, most: int) -> None:
+        self._route = route
+        self._body = body
+        self._most = most
+        self.versions, self.reasons, groups, self.faults = route.prepare_batch(body, pinned, skip, most)
+        self._inputs = dict(groups)
+
+    def take(
+        self, version: int, rows: Rows, start: int, stop: int
+    ) -> tuple[Sequence[NDArray[Any]], list[Any]]:
+        """Slices: bad rows are not among them."""
+        del rows
+        return [array[start:stop] for array in self._inputs[version]], []
+
+    def pinned(self, version: int) -> Document:
+        """Read once more, for one version."""
+        return Document(self._route, self._body, version, skip=True, most=self._most)
+
+
+class Columns:
+    """Rows of a table: packed chunk by chunk, when they are run."""
+
+    def __init__(
+        self,
+        route: _core.Route,
+        table: _core.Table,
+        ids: Any,  # noqa: ANN401
+        pinned: int | None,
+        skip: bool,
+    ) -> None:
+        self._route = route
+        self._table = table
+        self._skip = skip
+        self.faults: list[TurnoutError] = []
+        count = table.rows
+        if ids is not None and len(ids) != count:
+            raise InvalidRequest(f"expected {count} entity ids, found {len(ids)}")
+        if pinned is None:
+            self.versions, self.reasons = route.assign_each(count if ids is None else _routable(ids))
+        else:
+            self.versions = np.full(count, pinned, np.int32)
+            self.reasons = np.full(count, PINNED, np.uint8)
+        self._bound: dict[int, list[int | None]] = {}
+
+    def take(
+        self, version: int, rows: Rows, start: int, stop: int
+    ) -> tuple[Sequence[NDArray[Any]], list[Any]]:
+        """Pack them now."""
+        bound = self._bound.get(version)
+        if bound is None:
+            bound = self._bound[version] = self._route.bind(version, self._table)
+        whole = len(rows) == self._table.rows
+        chosen = None if whole else rows[start:stop]
+        return self._route.pack(version, self._table, bound, chosen, start, stop - start, self._skip)
+
+    def pinned(self, version: int) -> Columns:
+        """The same table for one version."""
+        return Columns(self._route, self._table, None, version, skip=True)
+
+
+class Outcome(NamedTuple):
+    """Everything about a batch that was run."""
+
+    rows: int
+    assigned: NDArray[np.int32]
+    """Index of the version of each row; that of its part where another one answered, -1 where there is none."""
+    part_of: NDArray[np.int32]
+    """Index of the part of each row; -1 where it has no answer."""
+    parts: list[Part]
+    errors: list[RowError]
+
+
+class BatchPredictor:
+    """Answers batches from the live snapshot.
+
+    Args:
+        most: rows of one batch that came as JSON over HTTP.
+    """
+
+    def __init__(self, live: Live, telemetry: Telemetry, *, fallback: bool, most: int) -> None:
+        self._live = live
+        self._telemetry = telemetry
+        self._fallback = fallback
+        self._most = most
+
+    def answer(
+        self,
+        model: str,
+        version: str | None,
+        body: bytes,
+        on_error: OnError,
+        going: Callable[[], bool] = lambda: True,
+    ) -> bytes:
+        """Answer `{"entity_ids"?, "rows" | "columns"}` with the JSON of the outputs by columns.
+
+        `going` is asked between chunks; InvalidRequest is raised when it says no.
+        """
+        serving, pinned, skip = self._chosen(model, version, on_error)
+        work = Document(serving.route, body, pinned, skip, self._most)
+        found = self._run(serving, work, skip, threads=1, going=going)
+        used = np.unique(found.assigned[found.assigned >= 0])
+        index = np.where(found.assigned < 0, -1, np.searchsorted(used, found.assigned)).astype(np.int32)
+        parts = [(part.version, part.outputs) for part in found.parts]
+        errors = msgspec.json.encode(found.errors)
+        return serving.route.encode_batch(used.tolist(), index, found.part_of, parts, errors)
+
+    def predict(
+        self,
+        model: str,
+        rows: Any,  # noqa: ANN401
+        entity_ids: Any,  # noqa: ANN401
+        version: str | None,
+        on_error: OnError,
+        threads: int,
+    ) -> list[tuple[Serving, Outcome]]:
+        """Answer rows in any of the forms that `tables.sources` takes, piece by piece."""
+        serving, pinned, skip = self._chosen(model, version, on_error)
+        found: list[tuple[Serving, Outcome]] = []
+        start = 0
+        for given in sources(rows, entity_ids):
+            try:
+                work = _work(serving, given, pinned, skip)
+                outcome = self._run(serving, work, skip, threads, first_row=start)
+            except TurnoutError as error:
+                if error.row is not None:
+                    error.row += start
+                raise
+            start += outcome.rows
+            found.append((serving, outcome))
+        return found
+
+    def _chosen(self, model: str, version: str | None, on_error: str) -> tuple[Serving, int | None, bool]:
+        if on_error not in {"fail", "skip"}:
+            raise InvalidRequest(f"expected on_error fail or skip, found {on_error!r}")
+        serving = self._live.current().serving(model)
+        return serving, None if version is None else serving.position(version), on_error == "skip"
+
+    def _run(
+        self,
+        serving: Serving,
+        work: Work,
+        skip: bool,
+        threads: int,
+        going: Callable[[], bool] = lambda: True,
+        first_row: int = 0,
+    ) -> Outcome:
+        run = _Run(self._live, self._telemetry, serving, work, skip, fallback=self._fallback)
+        chunks = list(run.chunks())
+        parts: list[Part] = []
+        if threads > 1 and len(chunks) > 1:
+            with ThreadPoolExecutor(min(threads, len(chunks)), thread_name_prefix="turnout-batch") as pool:
+                for job in [pool.submit(run.chunk, *chunk) for chunk in chunks]:
+                    parts += job.result()
+        else:
+            for chunk in chunks:
+                if not going():
+                    raise InvalidRequest("nobody waits for the answer any more")
+                parts += run.chunk(*chunk)
+        return run.outcome(parts, first_row)
+
+
+class _Run:
+    """One batch while it is run; chunks may be run by several threads."""
+
+    def __init__(
+        self,
+        live: Live,
+        telemetry: Telemetry,
+        serving: Serving,
+        work: Work,
+        skip: bool,
+        *,
+        fallback: bool,
+    ) -> None:
+        self._live = live
+        self._telemetry = telemetry
+        self._serving = serving
+        self._work = work
+        self._skip = skip
+        self._fallback = fallback
+        self._errors = [_row_error(fault, fault.row or 0) for fault in work.faults]
+        self._rows: dict[int, Rows] = {}
+
+    def chunks(self) -> Iterator[tuple[int, int, int]]:
+        """Version, first and last of its rows, for every run."""
+        work = self._work
+        good = work.versions >= 0
+        good[[error.row for error in self._errors]] = False
+        for version in np.unique(work.versions[good]).tolist():
+            rows = np.flatnonzero(good & (work.versions == version))
+            self._rows[version] = rows
+            size = _most_rows(self._serving.lanes[version].version)
+            for start in range(0, len(rows), size):
+                yield version, start, min(start + size, len(rows))
+
+    def chunk(self, version: int, start: int, stop: int) -> list[Part]:
+        """Run rows of a version; those on which it fails are answered by the active version, where that is wanted."""
+        rows = self._rows[version]
+        inputs, faults = self._work.take(version, rows, start, stop)
+        rows = rows[start:stop]
+        if faults:
+            if not self._skip:
+                fault = faults[0]
+                fault.row = int(rows[fault.row])
+                raise fault
+            bad = [fault.row for fault in faults]
+            self._errors += [_row_error(fault, int(rows[fault.row])) for fault in faults]
+            rows = np.delete(rows, bad)
+        parts, failed = self._answered(version, rows, inputs)
+        return parts + self._instead(version, failed) if failed else parts
+
+    def _answered(
+        self, version: int, rows: Rows, inputs: Sequence[NDArray[Any]]
+    ) -> tuple[list[Part], list[tuple[int, TurnoutError]]]:
+        """What a version answers, and the rows on which it fails, found by halving."""
+        if not len(rows):
+            return [], []
+        lane = self._serving.lanes[version]
+        series = self._telemetry.series(self._serving.name, lane.label, BATCH, "")
+        started = perf_counter_ns()
+        try:
+            session = self._live.session(lane)
+            before = perf_counter_ns()
+            outputs = session.run(inputs)
+            after = perf_counter_ns()
+            part = Part(version, rows, [_by_row(output, len(rows)) for output in outputs])
+        except PredictionFailed as error:
+            if len(rows) == 1:
+                series.record_errors(1)
+                said = f"version {lane.label} of model {self._serving.name}: {error.detail}"
+                return [], [(int(rows[0]), PredictionFailed(said, row=int(rows[0])))]
+            half = len(rows) // 2
+            first = self._answered(version, rows[:half], [array[:half] for array in inputs])
+            second = self._answered(version, rows[half:], [array[half:] for array in inputs])
+            return first[0] + second[0], first[1] + second[1]
+        series.record_rows(len(rows), perf_counter_ns() - started, after - before)
+        return [part], []
+
+    def _instead(self, version: int, failed: list[tuple[int, TurnoutError]]) -> list[Part]:
+        """The active version's answers to rows on which another one failed."""
+        serving = self._serving
+        active = serving.active_lane
+        first = failed[0][1]
+        log("error", "batch_failed", model=serving.name, version=serving.labels[version], detail=first.detail)
+        index = -1 if active is None else serving.index[active.label]
+        rows = np.array([row for row, _ in failed], np.int64)
+        reasons = self._work.reasons[rows]
+        parts: list[Part] = []
+        if self._fallback and index not in {-1, version} and not (reasons == PINNED).all():
+            parts = self._by_active(index, rows)
+        answered = {row for part in parts for row in part.rows.tolist()}
+        left = [(row, error) for row, error in failed if row not in answered]
+        if left and not self._skip:
+            raise left[0][1]
+        self._errors += [_row_error(error, row) for row, error in left]
+        return parts
+
+    def _by_active(self, index: int, rows: Rows) -> list[Part]:
+        work = self._work.pinned(index)
+        bad = {fault.row for fault in work.faults}
+        good = np.array([row for row in range(len(work.versions)) if row not in bad], np.int64)
+        wanted = np.isin(good, rows)
+        inputs, faults = work.take(index, good, 0, len(good))
+        if faults:
+            wrong = [fault.row for fault in faults]
+            good, wanted = np.delete(good, wrong), np.delete(wanted, wrong)
+        return self._answered(index, good[wanted], [array[wanted] for array in inputs])[0]
+
+    def outcome(self, parts: list[Part], first_row: int) -> Outcome:
+        """Join the chunks of each version, and note for every row where its answer is."""
+        count = len(self._work.versions)
+        part_of = np.full(count, -1, np.int32)
+        assigned = self._work.versions.copy()
+        joined: list[Part] = []
+        for version in sorted({part.version for part in parts}):
+            mine = sorted((part for part in parts if part.version == version), key=lambda part: part.rows[0])
+            joined.append(_joined(mine))
+            part_of[joined[-1].rows] = len(joined) - 1
+            assigned[joined[-1].rows] = version
+        errors = sorted(self._errors, key=lambda error: error.row)
+        if first_row:
+            errors = [msgspec.structs.replace(error, row=error.row + first_row) for error in errors]
+        return Outcome(count, assigned, part_of, joined, errors)
+
+
+def _work(serving: Serving, given: Given, pinned: int | None, skip: bool) -> Work:
+    what, ids = given
+    if isinstance(what, bytes):
+        return Document(serving.route, what, pinned, skip, ALL_ROWS)
+    return Columns(serving.route, what, ids, pinned, skip)
+
+
+def _routable(ids: Any) -> Any:  # noqa: ANN401
+    """Ids as `Route.assign_each` takes them."""
+    if isinstance(ids, np.ndarray):
+        if ids.dtype.kind in "iu":
+            return np.ascontiguousarray(ids, np.int64 if ids.dtype.kind == "i" else np.uint64)
+        return ids.tolist()
+    convert = getattr(ids, "to_pylist", None) or getattr(ids, "tolist", None)
+    found = list(ids) if convert is None else convert()
+    return [entity if type(entity) in {str, int, type(None)} else check_entity(entity) for entity in found]
+
+
+def _row_error(fault: TurnoutError, row: int) -> RowError:
+    return RowError(
+        row=row, code=fault.code, detail=fault.detail, feature=fault.feature, position=fault.position
+    )
+
+
+def _most_rows(version: Version) -> int:
+    """Rows of one run: a graph may have been exported for a certain number of them."""
+    fixed = [tensor.shape[0] for tensor in version.signature.inputs if tensor.shape]
+    return next((size for size in fixed if size), CHUNK_ROWS)
+
+
+def _by_row(output: NDArray[Any], rows: int) -> NDArray[Any]:
+    """An output with a value for each row; a scalar is the same for all of them."""
+    if output.ndim == 0:
+        return np.full(rows, output)
+    if output.shape[0] != rows:
+        raise PredictionFailed(
+            f"the model failed: expected an output of {rows} rows, found shape {output.shape}"
+        )
+    return np.ascontiguousarray(output)
+
+
+def _joined(parts: list[Part]) -> Part:
+    """Parts of one version as one, their rows ascending."""
+    if len(parts) == 1:
+        return parts[0]
+    rows = np.concatenate([part.rows for part in parts])
+    outputs = [np.concatenate(arrays) for arrays in zip(*(part.outputs for part in parts), strict=True)]
+    if (np.diff(rows) < 0).any():  # rows on which another version failed lie between
+        order = np.argsort(rows)
+        rows, outputs = rows[order], [array[order] for array in outputs]
+    return Part(parts[0].version, rows, outputs)
+
+
+class BatchPrediction:
+    """The answers to many rows, in their order, by columns.
+
+    Attributes:
+        model: the model.
+        versions: labels of the versions that the rows were given to.
+        version_index: for each row an index into `versions` (int32, shape [N]); -1 where there is none.
+        outputs: every output by its name, shape [N, ...]. Rows without an answer, and rows of a version that has no
+            such output, are NaN in outputs of floats; other outputs, and those whose shapes or types differ between
+            versions, are arrays of objects then, with None for them.
+        errors: why rows have no answer, ascending; empty unless they were to be skipped.
+    """
+
+    def __init__(self, model: str, found: list[tuple[Serving, Outcome]]) -> None:
+        self.model = model
+        self.errors: tuple[RowError, ...] = tuple(error for _, outcome in found for error in outcome.errors)
+        self._count = sum(outcome.rows for _, outcome in found)
+        assigned = [outcome.assigned for _, outcome in found]
+        whole = np.concatenate(assigned) if assigned else np.zeros(0, np.int32)
+        used = np.unique(whole[whole >= 0])
+        labels = found[0][0].labels if found else ()
+        self.versions: tuple[str, ...] = tuple(str(labels[index]) for index in used.tolist())
+        self.version_index: NDArray[np.int32] = np.where(whole < 0, -1, np.searchsorted(used, whole)).astype(
+            np.int32
+        )
+        self._missing: dict[str, NDArray[np.bool_]] = {}
+        self.outputs: Mapping[str, NDArray[Any]] = self._merged(found)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __repr__(self) -> str:
+        return (
+            f"<{self._count} predictions of {self.model} by {', '.join(self.versions) or 'no version'}: "
+            f"{', '.join(self.outputs)}; {len(self.errors)} errors>"
+        )
+
+    def to_arrow(self) -> Any:  # noqa: ANN401
+        """A `pyarrow.Table` of the column `version` and one column for each output; null where there is no answer."""
+        pa = load_pyarrow()
+        labels = np.array([*self.versions, None], np.object_)
+        columns = {"version": pa.array(labels[self.version_index], pa.string())}
+        for name, values in self.outputs.items():
+            columns[name] = _arrow(pa, values, self._missing[name])
+        return pa.table(columns)
+
+    def _merged(self, found: list[tuple[Serving, Outcome]]) -> dict[str, NDArray[Any]]:
+        pieces: dict[str, list[tuple[Rows, NDArray[Any]]]] = {}
+        start = 0
+        for serving, outcome in found:
+            for part in outcome.parts:
+                names = [tensor.name for tensor in serving.lanes[part.version].version.signature.outputs]
+                for name, values in zip(names, part.outputs, strict=True):
+                    pieces.setdefault(name, []).append((part.rows + start, values))
+            start += outcome.rows
+        return {name: self._column(name, columns) for name, columns in pieces.items()}
+
+    def _column(self, name: str, pieces: list[tuple[Rows, NDArray[Any]]]) -> NDArray[Any]:
+        missing = np.ones(self._count, np.bool_)
+        for rows, _ in pieces:
+            missing[rows] = False
+        self._missing[name] = missing
+        first = pieces[0][1]
+        alike = all(
+            values.dtype == first.dtype and values.shape[1:] == first.shape[1:] for _, values in pieces
+        )
+        if len(pieces) == 1 and len(first) == self._count:
+            return first
+        if alike and (first.dtype.kind == "f" or not missing.any()):
+            merged = np.empty((self._count, *first.shape[1:]), first.dtype)
+            if missing.any():
+                merged[missing] = np.nan
+            for rows, values in pieces:
+                merged[rows] = values
+            return merged
+        merged = np.full(self._count, None, np.object_)
+        for rows, values in pieces:
+            column = np.empty(len(values), np.object_)
+            column[:] = list(values) if values.ndim > 1 else values.tolist()
+            merged[rows] = column
+        return merged
+
+
+def _arrow(pa: Any, values: NDArray[Any], missing: NDArray[np.bool_]) -> Any:  # noqa: ANN401
+    if values.dtype == np.object_:
+        plain = [value.tolist() if isinstance(value, np.ndarray) else value for value in values.tolist()]
+        return pa.array(plain)
+    if values.ndim == 1:
+        return pa.array(values, mask=missing)
+    flat = _arrow(pa, values.reshape(-1), np.zeros(values.size, np.bool_))
+    for size in values.shape[:1:-1]:
+        flat = pa.FixedSizeListArray.from_arrays(flat, size)
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=pa.array(missing))
