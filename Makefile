@@ -59,6 +59,7 @@ coverage: setup ## Print the coverage of Rust and Python (the first time builds 
 bench: setup ## Run the benches of benches/README.md
 	cargo bench --locked
 	$(BIN)/python -m pytest benches -q --benchmark-columns=min,median,ops
+	$(BIN)/python benches/batch.py
 	$(BIN)/python benches/server.py
 	$(BIN)/python benches/http/run.py
 

@@ -73,3 +73,15 @@ def test_threads_lose_nothing() -> None:
     for thread in threads:
         thread.join()
     assert _core.Totals([series.dump()]).requests == 20_000
+
+
+def test_rows_of_a_batch_count_as_their_shares_of_its_time() -> None:
+    series = _core.Series()
+    series.record_rows(8, 8 * 3000, 8 * 1000)
+    series.record_rows(0, 5, 0)
+    series.record_errors(2)
+    totals = _core.Totals([series.dump()])
+    assert (totals.requests, totals.errors) == (10, 2)
+    assert totals.latency(0.5) == pytest.approx(3e-6, rel=0.05)
+    assert totals.latency_sum == pytest.approx(24e-6)
+    assert totals.overhead_sum == pytest.approx(16e-6)
