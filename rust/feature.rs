@@ -188,6 +188,19 @@ impl Feature {
         if done { Ok(()) } else { Err(self.refuse(index, &reader.from_position(start))) }
     }
 
+    /// The same for a cell of a buffer of singles.
+    ///
+    /// # Errors
+    /// As `read`.
+    pub fn read_single<'a>(&'a self, index: usize, reader: &mut Reader<'a>, cell: &mut f32) -> Result<()> {
+        let mut column = Column::F32(vec![0.0]);
+        self.read(index, reader, &mut column, 0)?;
+        if let Column::F32(values) = column {
+            *cell = values[0];
+        }
+        Ok(())
+    }
+
     #[cold]
     fn refuse(&self, index: usize, reader: &Reader<'_>) -> Error {
         Error { position: Some(reader.position()), ..self.mismatch(index, reader.describe()) }

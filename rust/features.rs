@@ -200,20 +200,17 @@ impl Schema {
     /// Read the value that stands next into its cell.
     #[inline]
     fn value<'a>(&'a self, reader: &mut Reader<'a>, rows: &mut Rows<'a>, row: usize, index: usize) -> Result<()> {
-        if self.singles
-            && let Some(Column::F32(values)) = rows.columns.first_mut()
-            && let Some(place) = values.get_mut(row * self.features.len() + index)
-            && let Some(value) = reader.plain()
-        {
-            // Every plain decimal is in the range of singles.
-            #[allow(clippy::cast_possible_truncation, reason = "the nearest single")]
-            {
-                *place = value as f32;
-            }
-            return Ok(());
-        }
         let (column, cell) = self.place(rows, row, index);
         self.features[index].read(index, reader, column, cell)
+    }
+
+    /// The cells of a row where all of it is one buffer of singles, else none.
+    #[inline]
+    fn cells<'r>(&self, rows: &'r mut Rows<'_>, row: usize) -> &'r mut [f32] {
+        match rows.columns.first_mut() {
+            Some(Column::F32(values)) if self.singles => values.get_mut(row * self.len()..).unwrap_or_default(),
+            _ => &mut [],
+        }
     }
 
     fn pack_list<'a>(&'a self, reader: &mut Reader<'a>, rows: &mut Rows<'a>, row: usize) -> Result<()> {
@@ -221,6 +218,16 @@ impl Schema {
         reader.require(b'[', "expected a list")?;
         let mut more = reader.first(b']');
         let mut found = 0;
+        // Nearly always all of a row is plain decimals.
+        for cell in self.cells(rows, row) {
+            if !more {
+                break;
+            }
+            let Some(value) = reader.plain() else { break };
+            *cell = single(value);
+            found += 1;
+            more = reader.more(b']')?;
+        }
         while more {
             if found < self.features.len() {
                 self.value(reader, rows, row, found)?;
@@ -249,8 +256,14 @@ impl Schema {
         reader.require(b'{', "expected an object")?;
         let mut more = reader.first(b'}');
         // While the keys come as a serializer writes them, in the schema's order, nothing needs to be looked up.
-        while more && self.next_token(reader, seen.next) {
-            self.value(reader, rows, row, seen.next)?;
+        for cell in self.cells(rows, row) {
+            if !more || !self.next_token(reader, seen.next) {
+                break;
+            }
+            match reader.plain() {
+                Some(value) => *cell = single(value),
+                None => self.features[seen.next].read_single(seen.next, reader, cell)?,
+            }
             seen.next += 1;
             more = reader.more(b'}')?;
         }
@@ -327,6 +340,13 @@ impl Schema {
         }
         Ok(())
     }
+}
+
+/// The nearest single; every plain decimal is in their range.
+#[inline]
+#[allow(clippy::cast_possible_truncation, reason = "that is what nearest means")]
+fn single(value: f64) -> f32 {
+    value as f32
 }
 
 /// The error for a name that comes twice.
