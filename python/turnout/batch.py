@@ -284,11 +284,11 @@ class _Run:
             outputs = session.run(inputs)
             after = perf_counter_ns()
             part = Part(version, rows, [_by_row(output, len(rows)) for output in outputs])
-        except PredictionFailed as error:
-            if len(rows) == 1:
-                series.record_errors(1)
+        except TurnoutError as error:
+            if len(rows) == 1 or not isinstance(error, PredictionFailed):
+                series.record_errors(len(rows))
                 said = f"version {lane.label} of model {self._serving.name}: {error.detail}"
-                return [], [(int(rows[0]), PredictionFailed(said, row=int(rows[0])))]
+                return [], [(row, type(error)(said, row=row)) for row in rows.tolist()]
             half = len(rows) // 2
             first = self._answered(version, rows[:half], [array[:half] for array in inputs])
             second = self._answered(version, rows[half:], [array[half:] for array in inputs])
@@ -307,7 +307,10 @@ class _Run:
         reasons = self._work.reasons[rows]
         parts: list[Part] = []
         if self._fallback and index not in {-1, version} and not (reasons == PINNED).all():
-            parts = self._by_active(index, rows)
+            try:
+                parts = self._by_active(index, rows)
+            except TurnoutError as error:  # the caller hears of the version that the rows were routed to
+                log("error", "fallback_failed", model=serving.name, detail=error.detail)
         answered = {row for part in parts for row in part.rows.tolist()}
         left = [(row, error) for row, error in failed if row not in answered]
         if left and not self._skip:

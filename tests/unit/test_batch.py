@@ -306,6 +306,38 @@ def test_without_anyone_to_answer_a_row_it_is_an_error(failing: Turnout) -> None
     assert [value is None for value in result.outputs["label"].tolist()] == [bool(x) for x in FIRST]
 
 
+def test_where_the_active_version_cannot_take_the_rows_the_failure_is_that_of_the_arm(
+    failing: Turnout, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(failing_model(3))
+    failing.register_version("churn", "v3", path, features=["a", "b"])
+    path.write_bytes(linear_matrix([1, 1, 1]))
+    failing.register_version("churn", "v4", path, features=["a", "b", "c"])
+    failing.stop_test("churn")
+    failing.activate_version("churn", "v4")
+    failing.configure_test("churn", {"v4": 0.0, "v3": 1.0})
+    for rows in (pa.table({"a": FIRST, "b": FIRST}), {"a": FIRST, "b": FIRST}):
+        with pytest.raises(PredictionFailed, match="version v3 of model churn"):
+            failing.predict_batch("churn", rows, entity_ids=list(range(7)))
+        result = failing.predict_batch("churn", rows, entity_ids=list(range(7)), on_error="skip")
+        assert [error.row for error in result.errors] == [2, 4]
+
+
+def test_rows_of_an_arm_that_cannot_be_loaded_go_to_the_active_version(failing: Turnout) -> None:
+    version = failing.get_version("churn", "v2")
+    assert version is not None
+    (stored,) = (
+        path for path in failing.data.rglob("*") if path.is_file() and version.artifact.sha256 in str(path)
+    )
+    stored.chmod(0o644)
+    stored.write_bytes(b"cut")
+    result = failing.predict_batch("churn", SOME_FAIL, entity_ids=range(7))
+    assert (result.versions, result.outputs["label"].tolist()) == (("v1",), [1] * 7)
+    with pytest.raises(turnout.TurnoutError, match="version v2 of model churn"):
+        failing.predict_batch("churn", SOME_FAIL, version="v2")
+
+
 def test_no_version(tmp_path: Path) -> None:
     with turnout.open(tmp_path / "data") as opened:
         path = tmp_path / "model.onnx"
