@@ -16,7 +16,7 @@ from turnout.domain import REASONS, OnError, RowError, Version
 from turnout.errors import InvalidRequest, PredictionFailed, TurnoutError
 from turnout.live import Live
 from turnout.log import log
-from turnout.router import Serving, check_entity
+from turnout.router import Serving, as_list, check_entity
 from turnout.tables import Given, load_pyarrow, sources
 from turnout.telemetry import BATCH, Telemetry
 
@@ -359,9 +359,9 @@ def _routable(ids: Any) -> Any:  # noqa: ANN401
         if ids.dtype.kind in "iu":
             return np.ascontiguousarray(ids, np.int64 if ids.dtype.kind == "i" else np.uint64)
         return ids.tolist()
-    convert = getattr(ids, "to_pylist", None) or getattr(ids, "tolist", None)
-    found = list(ids) if convert is None else convert()
-    return [entity if type(entity) in {str, int, type(None)} else check_entity(entity) for entity in found]
+    return [
+        entity if type(entity) in {str, int, type(None)} else check_entity(entity) for entity in as_list(ids)
+    ]
 
 
 def _distinct(versions: NDArray[np.int32]) -> list[int]:

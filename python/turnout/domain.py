@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -20,6 +20,7 @@ OnError = Literal["fail", "skip"]
 REASONS: tuple[Reason, ...] = ("active", "test", "override", "pinned", "random", "fallback")
 MAX_NAME_BYTES = 200
 MAX_ARMS = 256
+MAX_THREADS = 256
 
 
 class Feature(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -60,7 +61,7 @@ class SessionOptions(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
     """How a version is run. None means: the setting of the process that loads it."""
 
     device: str | None = None
-    intra_op_threads: int | None = None
+    intra_op_threads: Annotated[int, msgspec.Meta(ge=1, le=MAX_THREADS)] | None = None
     spinning: bool | None = None
 
 

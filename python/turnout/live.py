@@ -9,7 +9,7 @@ from turnout.artifacts import Artifacts
 from turnout.config import Settings
 from turnout.domain import Version, VersionStatus
 from turnout.engine import Engine, Session
-from turnout.errors import TurnoutError
+from turnout.errors import StorageError, TurnoutError
 from turnout.log import log
 from turnout.registry import Registry
 from turnout.router import EMPTY, Lane, Serving, Snapshot, plan_of
@@ -42,8 +42,11 @@ class Live:
 
     def current(self) -> Snapshot:
         """The snapshot to serve a request from. Costs one load from shared memory when nothing has changed."""
-        if self._registry.beacon[0] != self._noticed:
-            self.refresh()
+        try:
+            if self._registry.beacon[0] != self._noticed:
+                self.refresh()
+        except ValueError as error:
+            raise StorageError("the data directory is closed") from error
         return self.snapshot
 
     def stale(self) -> bool:

@@ -123,6 +123,10 @@ def _from_inputs(signature: Signature) -> list[Feature]:
 
 def _check(signature: Signature, features: tuple[Feature, ...]) -> None:
     names = [feature.name for feature in features if feature.name]
+    if names and len(names) < len(features):
+        raise InvalidModel(
+            "some features have names and others have none; a version names all of them or none"
+        )
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise InvalidModel(f"feature {min(twice)!r} is there twice")

@@ -35,6 +35,9 @@ def _decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
 
 MODEL, VERSION, TEST = _decoder(Model), _decoder(Version), _decoder(Test)
 LEDGER, DEPLOYMENT, EVENT = _decoder(LedgerRevision), _decoder(Deployment), _decoder(AuditEvent)
+DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
+    decoder.type: decoder for decoder in (MODEL, VERSION, TEST, LEDGER, DEPLOYMENT, EVENT)
+}
 MAX_NUMBER = 2**63 - 1
 
 
@@ -259,10 +262,7 @@ class Records:
             before=_facts(head if head is not None and head.revision else None, before),
             after=_facts(after, facts),
         )
-        try:
-            self._put(event, "audit", event.sequence)
-        except UnicodeEncodeError as error:
-            raise InvalidRequest(f"actor and reason must be text: {error}") from error
+        self._put(event, "audit", event.sequence)
         if name:
             self._t.put(key("audited", name, event.sequence), b"")
         self._t.put(GENERATION, number.to_bytes(8, "big"))
@@ -273,7 +273,14 @@ class Records:
         return None if found is None else decoder.decode(found)
 
     def _put(self, value: msgspec.Struct, *at: str | int) -> None:
-        self._t.put(key(*at), encode(value))
+        """Set a record. Raises InvalidRequest for one that could not be read back: it would block the model for good."""
+        try:
+            text = encode(value)
+            DECODERS[type(value)].decode(text)
+        except (TypeError, ValueError, msgspec.MsgspecError) as error:
+            what = type(value).__name__
+            raise InvalidRequest(f"the {what} that this change makes cannot be stored: {error}") from error
+        self._t.put(key(*at), text)
 
 
 def test_number(test_id: str) -> int | None:

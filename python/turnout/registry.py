@@ -201,13 +201,16 @@ class Registry:
     def rollback(self, model: str, label: str | None, author: Author) -> Committed:
         """Activate a version, by default the one that was active before, and end a running test.
 
-        Raises Conflict where no version was active before.
+        Where none was, a running test ends all the same: its traffic goes back to the active version.
+        Raises Conflict where there is nothing to go back from either.
         """
 
         def change(r: Records) -> Committed:
             head = r.model(model)
             check_revision(head, author)
             target = label if label is not None else next(iter(head.former), None)
+            if target is None and head.test_id is not None:
+                target = head.active
             if target is None:
                 raise Conflict(
                     f"model {model} has no formerly active version to roll back to; name a version"

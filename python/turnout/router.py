@@ -141,7 +141,8 @@ class Serving:
             if self.record.model.active is None:
                 raise NoActiveVersion(f"model {self.name} has no active version")
             names = [self.record.model.active]
-            indices = np.zeros(len(ids), np.uint8)
+            # Read as in a test, so that ids which are none do not wait for the first one to be found.
+            indices = assign_ids(_core.Split(_core.Ledger.start(names[0]), ""), ids)
         else:
             names = list(self.split.arms)
             indices = assign_ids(self.split, ids)
@@ -151,7 +152,7 @@ class Serving:
 
     def _override(self, indices: NDArray[np.uint8], names: list[str], ids: Ids) -> None:
         overrides = self.record.overrides
-        for row, entity in enumerate(_as_list(ids)):
+        for row, entity in enumerate(as_list(ids)):
             label = overrides.get(str(entity))
             if label is not None:
                 if label not in names:
@@ -221,7 +222,10 @@ def assign_ids(split: _core.Split, ids: Ids) -> NDArray[np.uint8]:
         return _assign_numpy(split, ids)
     if type(ids).__module__.partition(".")[0] == "pyarrow":
         return _assign_arrow(split, ids)
-    return split.assign_strings(_as_list(ids))
+    found = as_list(ids)
+    if not set(map(type, found)) <= {str, int}:
+        found = [check_entity(entity) for entity in found]  # NumPy's scalars, say
+    return split.assign_strings(found)
 
 
 def _assign_numpy(split: _core.Split, ids: NDArray[Any]) -> NDArray[np.uint8]:
@@ -255,8 +259,12 @@ def _assign_arrow(split: _core.Split, ids: Any) -> NDArray[np.uint8]:  # noqa: A
     )
 
 
-def _as_list(ids: Any) -> list[Any]:  # noqa: ANN401
+def as_list(ids: Any) -> list[Any]:  # noqa: ANN401
+    """Ids as a list, from NumPy, pyarrow or any iterable but a string."""
     if isinstance(ids, str | bytes):
         raise InvalidRequest("entity ids must be a sequence of ids, not one string")
     convert = getattr(ids, "to_pylist", None) or getattr(ids, "tolist", None)
-    return convert() if convert else list(ids)
+    try:
+        return convert() if convert else list(ids)
+    except TypeError as error:
+        raise InvalidRequest(f"expected a sequence of entity ids, found {type(ids).__name__}") from error

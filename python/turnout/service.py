@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from io import TextIOBase
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -38,10 +39,11 @@ from turnout.domain import (
     check_name,
     utc_now,
 )
-from turnout.errors import InvalidDocument, InvalidModel, InvalidRequest, NotReady
+from turnout.errors import InvalidDocument, InvalidModel, InvalidRequest, InvalidSplit, NotReady
 from turnout.external import external_files
 from turnout.live import Live
 from turnout.log import log
+from turnout.plain import plain, to_json
 from turnout.prediction import Predictor
 from turnout.probe import Probe, features_for, probe_file
 from turnout.records import Author, Committed
@@ -76,7 +78,7 @@ class Turnout:
 
     def __init__(self, settings: Settings, *, server: bool = False) -> None:
         self.settings = settings
-        self.data = Path(settings.data).resolve()
+        self.data = Path(settings.data).expanduser().resolve()
         self.registry = Registry(self.data, map_size=settings.map_size)
         self.artifacts = Artifacts(self.data)
         self.runtime = Runtime(self.data, self.registry.beacon, map_size=settings.map_size, fold=fold)
@@ -141,15 +143,7 @@ class Turnout:
             VersionExists: the label is taken by other content.
             InvalidModel: the file cannot run, or the features do not fit its inputs.
         """
-        spec = _spec_of(
-            {
-                "features": None if features is None else list(features),
-                "accuracy": accuracy,
-                "metrics": dict(metrics or {}),
-                "metadata": dict(metadata or {}),
-                "options": options or SessionOptions(),
-            }
-        )
+        spec = _spec_of(features, accuracy, metrics, metadata, options)
         check_name("model", model)
         check_name("version", version)
         graph = graph_of(Path(path))
@@ -217,7 +211,10 @@ class Turnout:
         reason: str = "",
         revision: int | None = None,
     ) -> Version:
-        """Go back to a version, by default to the one that was active before; a running test ends."""
+        """Go back to a version, by default to the one that was active before; a running test ends.
+
+        Where none was active before, a running test ends and the active version takes all traffic.
+        """
         author = self._author(actor, reason, revision)
         target = [version] if version is not None else list(self.registry.model(model).former[:1])
         return self._commit(lambda: self.registry.rollback(model, version, author), model, target)
@@ -285,8 +282,9 @@ class Turnout:
         Raises InvalidSplit unless the weights are at least 0 and sum to 1 within 0.001.
         """
         author = self._author(actor, reason, revision)
+        split = _weights(weights)
         return self._commit(
-            lambda: self.registry.configure_test(model, dict(weights), salt, author), model, list(weights)
+            lambda: self.registry.configure_test(model, split, salt, author), model, list(split)
         )
 
     def get_test(self, model: str) -> Test | None:
@@ -364,10 +362,10 @@ class Turnout:
         """The version that answers this entity, and why; with `at` (with a time zone) the one that did then."""
         if at is None:
             return self.live.current().serving(model).assign(entity_id)
+        _check_kind("at", at, datetime)
         if at.tzinfo is None:
-            raise InvalidRequest(
-                f"expected a time with a zone, such as {utc_now().isoformat()}, found {at.isoformat()}"
-            )
+            now = utc_now().isoformat().replace("+00:00", "Z")
+            raise InvalidRequest(f"expected a time with a zone, such as {now}, found {at.isoformat()}")
         return reports.assigned_at(self.registry, model, check_entity(entity_id), at)
 
     def assign_many(self, model: str, ids: Ids) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
@@ -396,7 +394,12 @@ class Turnout:
         Raises InvalidFeatures, NoActiveVersion, PredictionFailed, and VersionNotFound for an unknown `version`.
         """
         entity = None if entity_id is None else check_entity(entity_id)
-        body = msgspec.json.encode({"entity_id": entity, "features": features}, enc_hook=_plain)
+        row: Any = getattr(features, "to_dict", lambda: features)()  # a row of pandas has it
+        if not isinstance(row, Mapping | Sequence | np.ndarray) or isinstance(row, str | bytes):
+            raise InvalidRequest(
+                f"expected features by name or in their order, found {type(features).__name__}"
+            )
+        body = to_json({"entity_id": entity, "features": row})
         return msgspec.json.decode(self.predictor.answer(model, version, body), type=Prediction)
 
     def predict_batch(
@@ -467,6 +470,10 @@ class Turnout:
 
     def export_registry(self, artifacts: IO[bytes] | None = None) -> dict[str, Any]:
         """The registry as plain JSON data; with a file, also written there as a tar that carries the model files."""
+        if artifacts is not None and not hasattr(artifacts, "write"):
+            raise InvalidRequest(
+                f"expected a file opened for writing bytes, found {type(artifacts).__name__}"
+            )
         document = self.registry.read(documents.document_of)
         if artifacts is not None:
             archives.write_archive(document, self.artifacts, artifacts)
@@ -487,6 +494,12 @@ class Turnout:
             InvalidDocument: it is no export, or model files are missing.
         """
         author = self._author(actor, reason, None)
+        if not isinstance(source, Mapping) and (
+            not hasattr(source, "read") or isinstance(source, TextIOBase)
+        ):
+            raise InvalidRequest(
+                f"expected an export as a mapping, or a file opened for reading bytes, found {type(source).__name__}"
+            )
         if isinstance(source, Mapping):
             if interchange.is_prisml(source):
                 return self._import_prisml(interchange.parse_prisml(source), author)
@@ -559,7 +572,10 @@ class Turnout:
     # --- changes ------------------------------------------------------------------------------------------------
 
     def _author(self, actor: str | None, reason: str, revision: int | None) -> Author:
-        return Author(actor or _user(), reason, revision)
+        _check_kind("actor", actor, str)
+        _check_kind("reason", reason, str)
+        _check_kind("revision", revision, int)
+        return Author(actor or user_name(), reason or "", revision)
 
     def _probe(self, staged: Staged, spec: VersionSpec) -> Probe:
         missing = set(external_files(staged.model_path)) - {file.path for file in staged.artifact.files}
@@ -611,23 +627,46 @@ class Turnout:
                     )
 
 
-def _spec_of(fields: dict[str, Any]) -> VersionSpec:
+def _spec_of(
+    features: Any,  # noqa: ANN401
+    accuracy: Any,  # noqa: ANN401
+    metrics: Any,  # noqa: ANN401
+    metadata: Any,  # noqa: ANN401
+    options: Any,  # noqa: ANN401
+) -> VersionSpec:
+    if isinstance(features, str | Mapping | set):
+        raise InvalidModel(f"expected features as a list, found {type(features).__name__}")
     try:
-        return msgspec.convert(msgspec.to_builtins(fields, enc_hook=_plain), VersionSpec)
-    except msgspec.ValidationError as error:
+        fields = {
+            "features": None if features is None else list(features),
+            "accuracy": accuracy,
+            "metrics": dict({} if metrics is None else metrics),
+            "metadata": {} if metadata is None else metadata,
+            "options": options or SessionOptions(),
+        }
+        return msgspec.convert(msgspec.to_builtins(fields, enc_hook=plain), VersionSpec)
+    except (msgspec.ValidationError, TypeError, ValueError, RecursionError) as error:
         raise InvalidModel(f"{error}") from error
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401
-    """NumPy arrays and scalars as what JSON has."""
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    raise InvalidRequest(
-        f"expected numbers, strings, booleans, null, lists and mappings, found {type(value).__name__}"
-    )
+def _check_kind(what: str, value: object, kind: type) -> None:
+    """Raise InvalidRequest unless this is None or of a kind; True and False are no integers."""
+    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+        raise InvalidRequest(f"{what} must be of type {kind.__name__}, found {type(value).__name__}")
 
 
-def _user() -> str:
+def _weights(weights: Any) -> dict[str, float]:  # noqa: ANN401
+    """Weights by version as plain numbers, NumPy's too. Raises InvalidSplit for anything else."""
+    if not isinstance(weights, Mapping):
+        raise InvalidSplit(f"expected a mapping from version to weight, found {type(weights).__name__}")
+    for version, weight in weights.items():
+        number = isinstance(weight, int | float | np.integer | np.floating) and not isinstance(weight, bool)
+        if not isinstance(version, str) or not number:
+            raise InvalidSplit(f"expected a version and a number, found {version!r}: {weight!r}")
+    return {version: float(weight) for version, weight in weights.items()}
+
+
+def user_name() -> str:
     """Who runs this process; a container may run under a number without a name."""
     try:
         return getpass.getuser()

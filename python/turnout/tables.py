@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from turnout import _core
 from turnout.errors import InvalidRequest
+from turnout.plain import to_json
+from turnout.router import as_list
 
 Column = tuple[int, int | None, int, int, int | None, int, bool]
 """Buffer, buffer of the text, first value, stride, buffer of the validity and its first bit, whether bits."""
@@ -41,19 +42,10 @@ def sources(rows: Any, entity_ids: Any) -> Iterator[Given]:  # noqa: ANN401
 
 
 def _json(field: str, rows: Any, entity_ids: Any) -> bytes:  # noqa: ANN401
-    document = {} if entity_ids is None else {"entity_ids": _listed(entity_ids)}
-    return msgspec.json.encode({**document, field: rows}, enc_hook=_plain)
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    raise InvalidRequest(f"a feature is a number, a boolean, a string or null, found {type(value).__name__}")
-
-
-def _listed(ids: Any) -> Any:  # noqa: ANN401
-    convert = getattr(ids, "to_pylist", None) or getattr(ids, "tolist", None)
-    return list(ids) if convert is None else convert()
+    if not {set, frozenset}.isdisjoint(map(type, rows.values() if isinstance(rows, Mapping) else rows)):
+        raise InvalidRequest("expected rows and columns in an order, found a set")
+    document = {} if entity_ids is None else {"entity_ids": as_list(entity_ids)}
+    return to_json({**document, field: rows})
 
 
 # --- NumPy ----------------------------------------------------------------------------------------------------------

@@ -40,8 +40,10 @@ MAX_OVERRIDE_ID_BYTES = 256
 MAX_SALT_BYTES = 256
 
 
-def check_text(what: str, text: str, limit: int) -> None:
+def check_text(what: str, text: object, limit: int) -> None:
     """Raise InvalidRequest unless this is UTF-8 of at most `limit` bytes without NUL."""
+    if not isinstance(text, str):  # a caller in Python may hand over anything
+        raise InvalidRequest(f"{what} must be a string, found {type(text).__name__}")
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:

@@ -103,7 +103,8 @@ class RegistryMachine(RuleBasedStateMachine):
     def rollback(self, model, label):
         target = label
         if label is None and model in self.plain:
-            target = next(iter(self.plain[model].former), None)
+            plain = self.plain[model]
+            target = next(iter(plain.former), plain.active if plain.ledger else None)
 
         def change(plain):
             plain.end("rolled_back")

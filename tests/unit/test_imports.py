@@ -32,7 +32,8 @@ ALLOWED: dict[str, set[str]] = {
     "runtime": {"domain", "errors", "locks", "store"},
     "telemetry": {"_core", "domain", "errors", "runtime"},
     "live": {"artifacts", "config", "domain", "engine", "errors", "log", "registry", "router", "sessions"},
-    "tables": {"_core", "errors"},
+    "plain": {"errors"},
+    "tables": {"_core", "errors", "plain", "router"},
     "batch": {"_core", "domain", "errors", "live", "log", "router", "tables", "telemetry"},
     "prediction": {"_core", "domain", "errors", "live", "log", "router", "telemetry"},
     "worker": {"config", "errors", "live", "log", "registry", "runtime", "telemetry"},
@@ -52,6 +53,7 @@ ALLOWED: dict[str, set[str]] = {
             "log",
         ),
         *(
+            "plain",
             "prediction",
             "batch",
             "probe",

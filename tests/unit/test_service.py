@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import getpass
+import io
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import turnout
 from models import constant_label, failing_model, linear_matrix
 from turnout.config import Settings
-from turnout.errors import InvalidRequest, NotReady, PredictionFailed, TurnoutError, VersionNotFound
+from turnout.domain import Feature
+from turnout.errors import (
+    Conflict,
+    InvalidFeatures,
+    InvalidRequest,
+    InvalidSplit,
+    NotReady,
+    PredictionFailed,
+    TurnoutError,
+    VersionNotFound,
+)
+from turnout.records import Author
 from turnout.service import Turnout
 
 GOOD, BAD = {"features": [0.0, 1.0]}, {"features": [3.0, 1.0]}
@@ -110,6 +126,215 @@ def test_an_export_is_what_json_reads_back(hub: Turnout, file: Any) -> None:
     hub.configure_test("churn", {"v1": 1.0})
     document = hub.export_registry()
     assert json.loads(json.dumps(document)) == document
+
+
+# --- what a caller in Python may hand over --------------------------------------------------------------------------
+
+
+class Row:
+    """What a row of pandas has."""
+
+    def to_dict(self) -> dict[str, float]:
+        return {"a": 1.0, "b": 2.0}
+
+
+@pytest.fixture
+def pair(hub: Turnout, file: Any) -> Turnout:
+    """Two linear versions of features a and b, the first one active, in a test."""
+    release(hub, "v1", file(linear_matrix([1, 2])), features=[Feature("a", nullable=True), "b"])
+    hub.register_version("churn", "v2", file(linear_matrix([3, 4])), features=["a", "b"])
+    hub.configure_test("churn", {"v1": 0.5, "v2": 0.5})
+    return hub
+
+
+CHANGES: dict[str, Callable[..., Any]] = {
+    "activate": lambda hub, **words: hub.activate_version("churn", "v2", **words),
+    "rollback": lambda hub, **words: hub.rollback("churn", "v2", **words),
+    "test": lambda hub, **words: hub.configure_test("churn", {"v1": 1.0}, **words),
+    "stop": lambda hub, **words: hub.stop_test("churn", **words),
+    "promote": lambda hub, **words: hub.promote_winner("churn", "v2", **words),
+    "override": lambda hub, **words: hub.set_override("churn", "user-1", "v2", **words),
+    "delete": lambda hub, **words: hub.delete_override("churn", "user-1", **words),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"reason": 4711},
+        {"actor": 4711},
+        {"reason": ["a"]},
+        {"actor": b"ann"},
+        {"revision": "7"},
+        {"revision": True},
+    ],
+    ids=str,
+)
+def test_who_and_why_are_text_and_nothing_else_is_committed(pair: Turnout, change: Any, words: Any) -> None:
+    before = pair.registry.generation()
+    with pytest.raises(InvalidRequest, match=next(iter(words))):
+        change(pair, **words)
+    assert pair.registry.generation() == before
+    assert pair.version_history("churn").events
+
+
+@pytest.mark.parametrize(
+    "author", [Author(4711), Author("ann", 4711), Author("ann", None), Author("\ud800")], ids=repr
+)
+def test_a_record_that_could_not_be_read_back_is_never_written(pair: Turnout, author: Any) -> None:
+    before = pair.export_registry(), pair.audit()
+    for change in (
+        lambda: pair.registry.activate("churn", "v2", author),
+        lambda: pair.registry.stop_test("churn", author),
+        lambda: pair.registry.set_override("churn", "user-1", "v2", author),
+    ):
+        with pytest.raises(InvalidRequest):
+            change()
+    assert (pair.export_registry(), pair.audit()) == before
+
+
+def test_no_reason_is_an_empty_one(pair: Turnout) -> None:
+    nothing: Any = None
+    pair.activate_version("churn", "v2", reason=nothing)
+    assert pair.audit()[-1].reason == ""
+
+
+def test_weights_may_be_numbers_of_numpy(pair: Turnout) -> None:
+    for share in np.linspace(0, 1, 3):
+        test = pair.configure_test("churn", {"v1": 1 - share, "v2": share})
+        assert test.weights == {"v1": 1 - share, "v2": share}
+    pair.configure_test("churn", {"v1": np.float32(0.25), "v2": np.int64(0) + 0.75})
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [None, 0.5, [("v1", 1.0)], {"v1": "1"}, {"v1": Decimal(1)}, {"v1": True}, {1: 1.0}, {"v1": None}],
+    ids=repr,
+)
+def test_weights_that_are_none(pair: Turnout, weights: Any) -> None:
+    with pytest.raises(InvalidSplit):
+        pair.configure_test("churn", weights)
+
+
+@pytest.mark.parametrize("salt", [7, b"salt"])
+def test_a_salt_is_text(pair: Turnout, salt: Any) -> None:
+    pair.stop_test("churn")
+    with pytest.raises(InvalidRequest, match="salt"):
+        pair.configure_test("churn", {"v1": 1.0}, salt)
+
+
+@pytest.mark.parametrize("features", [{1.0, 2.0}, frozenset({1.0}), "ab", b"ab", 7, None, object()], ids=repr)
+def test_features_without_an_order_are_none(pair: Turnout, features: Any) -> None:
+    with pytest.raises(InvalidRequest):
+        pair.predict("churn", features)
+
+
+@pytest.mark.parametrize("rows", [[{1.0, 2.0}], {"a": {1.0}, "b": [2.0]}], ids=["rows", "columns"])
+def test_rows_without_an_order_are_none(pair: Turnout, rows: Any) -> None:
+    with pytest.raises(InvalidRequest, match="found a set"):
+        pair.predict_batch("churn", rows)
+
+
+def test_a_row_of_pandas_is_a_mapping(pair: Turnout) -> None:
+    row: Any = Row()
+    assert pair.predict("churn", row, version="v1").outputs["score"] == [5.0]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, np.float32("inf"), np.array(-np.inf)], ids=repr)
+def test_an_infinity_is_refused_and_not_taken_for_a_missing_value(pair: Turnout, value: Any) -> None:
+    for features in ([value, 1.0], {"a": value, "b": None}, np.array([value, 1.0], np.float64)):
+        with pytest.raises(InvalidFeatures, match=r"1e999"):
+            pair.predict("churn", features, version="v1")
+        rows: Any = [[0.0, 0.0], features if isinstance(features, dict) else list(features)]
+        found = pair.predict_batch("churn", rows, version="v1", on_error="skip")
+        assert [(error.row, error.feature) for error in found.errors] == [(1, "a")]
+    assert np.isnan(pair.predict("churn", [math.nan, 1.0], version="v1").outputs["score"][0] or math.nan)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda hub: hub.predict("churn", [1, 2], entity_id="\ud800"),
+        lambda hub: hub.predict("churn", {"\ud800": 1}),
+        lambda hub: hub.predict("churn", [1, object()]),
+        lambda hub: hub.predict("churn", [1, 10**5000]),
+        lambda hub: hub.assign("churn", "user-1", at="2026-01-01T00:00:00Z"),
+        lambda hub: hub.assign("churn", "user-1", at=date(2026, 1, 1)),
+        lambda hub: hub.assign("churn", "user-1", at=datetime(2026, 1, 1)),
+        lambda hub: hub.export_registry(artifacts="x.tar"),
+        lambda hub: hub.import_registry("x.tar"),
+        lambda hub: hub.import_registry(io.StringIO("{}")),
+    ],
+)
+def test_what_makes_no_sense_is_an_error_of_ours(pair: Turnout, call: Any) -> None:
+    with pytest.raises(TurnoutError):
+        call(pair)
+
+
+def circle() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    found["again"] = found
+    return found
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"metadata": [1]},
+        {"metadata": "text"},
+        {"metadata": circle()},
+        {"metrics": [1, 2]},
+        {"metrics": {"f1": "high"}},
+        {"features": "ab"},
+        {"features": {"a": 1, "b": 2}},
+        {"features": ["a", ""]},
+        {"features": [1, 2]},
+        {"options": turnout.SessionOptions(intra_op_threads=0)},
+        {"options": turnout.SessionOptions(intra_op_threads=100_000)},
+    ],
+    ids=lambda words: next(iter(words)),
+)
+def test_a_version_that_is_described_badly(hub: Turnout, file: Any, words: Any) -> None:
+    with pytest.raises(TurnoutError):
+        hub.register_version("churn", "v1", file(linear_matrix([1, 2])), **words)
+    assert hub.models() == []
+
+
+BAD_IDS: list[Any] = [
+    ["a", None],
+    [1.5],
+    np.array([1.0]),
+    np.zeros((2, 2), int),
+    np.array([b"a"]),
+    np.array([True]),
+    pa.array(["a", None]),
+    "user-1",
+    7,
+]
+
+
+@pytest.mark.parametrize("ids", BAD_IDS, ids=repr)
+def test_ids_that_are_none_are_refused_whether_a_test_runs_or_not(pair: Turnout, ids: Any) -> None:
+    for _ in range(2):
+        with pytest.raises(InvalidRequest):
+            pair.assign_many("churn", ids)
+        if pair.get_test("churn"):
+            pair.stop_test("churn")
+
+
+def test_ids_in_a_list_may_be_numpys(pair: Turnout) -> None:
+    found, names = pair.assign_many("churn", [np.str_("a"), np.int64(3), "b", 7])
+    expected = [pair.select_version("churn", entity) for entity in ("a", 3, "b", 7)]
+    assert [names[index] for index in found] == expected
+
+
+def test_a_rollback_during_the_first_test_gives_all_traffic_to_the_active_version(pair: Turnout) -> None:
+    assert pair.rollback("churn").version == "v1"
+    assert pair.get_test("churn") is None
+    assert pair.list_tests("churn")[-1].status == "rolled_back"
+    with pytest.raises(Conflict, match="no formerly active version"):
+        pair.rollback("churn")
 
 
 # --- an arm that fails at run time ----------------------------------------------------------------------------------
@@ -281,5 +506,6 @@ def test_closing_twice_is_closing_once_and_a_closed_hub_says_so(hub: Turnout, fi
     release(hub, "v1", file(constant_label(1)))
     hub.close()
     hub.close()
-    with pytest.raises(TurnoutError, match="closed"):
-        hub.models()
+    for call in (hub.models, lambda: label_of(hub), lambda: hub.predict_batch("churn", [[0, 1]])):
+        with pytest.raises(TurnoutError, match="closed"):
+            call()

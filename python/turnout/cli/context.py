@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import getpass
-import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +15,7 @@ from rich.text import Text
 from turnout.cli.text import plain
 from turnout.client import Client
 from turnout.config import Resolved, resolve
-from turnout.service import Turnout
+from turnout.service import Turnout, user_name
 
 F = TypeVar("F", bound=Callable[..., Any])
 Backend = Turnout | Client
@@ -31,7 +29,7 @@ class Context:
         self.data: str | None = None
         self.url: str | None = None
         self.json = False
-        self.actor: str = _user()
+        self.actor: str = user_name()
         self.console = Console(highlight=False, markup=False, emoji=False)
         self._errors = Console(stderr=True, highlight=False)
 
@@ -60,14 +58,6 @@ class Context:
         """Raise a usage error where `--url` makes no sense."""
         if self.url:
             raise click.UsageError(f"{command} works on this machine, not on a server: leave out --url")
-
-
-def _user() -> str:
-    """Who runs this process; in a container that may be a number without a name."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"uid {os.getuid()}"
 
 
 def common(function: Callable[[], None]) -> Any:  # noqa: ANN401
