@@ -42,7 +42,7 @@ class Model:
         if response.is_error:
             raise SystemExit(f"{response.status_code}: {response.json()['detail']}")
         if pending := response.headers.get("Turnout-Pending"):
-            raise SystemExit(f"the change is made, but these workers do not serve it yet: {pending}")
+            print(f"made, but these workers do not serve it yet: {pending}", file=sys.stderr)
         return response.json()
 
     def live(self, old: str, new: str) -> dict[str, dict[str, Any]]:
@@ -58,6 +58,20 @@ def main() -> None:
     if old in {None, new}:
         sys.exit(f"expected another active version than {new}, found {old}")
     limits = Limits(arguments.requests, arguments.error_rate, arguments.slower, arguments.seconds)
+    try:
+        fault = ramp(model, old, new, limits)
+    except BaseException as error:  # whatever it is: a canary that nobody watches must not go on
+        roll_back(model, old, f"the canary was broken off: {error or type(error).__name__}")
+        raise
+    if fault:
+        roll_back(model, old, fault)
+        sys.exit(f"rolled back to {old}: {fault}")
+    model.call("POST", "/test/promote", json={"version": new, "reason": "the canary went well"})
+    print(f"{new} is active")
+
+
+def ramp(model: Model, old: str, new: str, limits: Limits) -> str | None:
+    """Give the new version more and more of the traffic; why it must go, None if it may stay."""
     before = model.live(old, new)[new]
     for share in SHARES:
         splits = {old: 1 - share, new: share}
@@ -65,10 +79,13 @@ def main() -> None:
         print(f"{new} has {share:.0%} of the traffic")
         fault = watch(model, old, new, before, limits)
         if fault:
-            model.call("POST", "/rollback", json={"version": old, "reason": fault})
-            sys.exit(f"rolled back to {old}: {fault}")
-    model.call("POST", "/test/promote", json={"version": new, "reason": "the canary went well"})
-    print(f"{new} is active")
+            return fault
+    return None
+
+
+def roll_back(model: Model, old: str, reason: str) -> None:
+    """Give all traffic back to the old version."""
+    model.call("POST", "/rollback", json={"version": old, "reason": reason})
 
 
 def watch(model: Model, old: str, new: str, before: dict[str, Any], limits: Limits) -> str | None:

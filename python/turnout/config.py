@@ -18,12 +18,15 @@ from msgspec import Meta
 from turnout.errors import InvalidRequest
 
 PREFIX = "TURNOUT_"
+DEVICES = r"^(auto|cpu|cuda(:[0-9]{1,3})?)$"
 Source = Literal["default", "file", "environment", "flag"]
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(ge=0)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
+Folder = Annotated[str, Meta(min_length=1)]
+Device = Annotated[str, Meta(pattern=DEVICES)]
 
 
 def setting(default: Any, doc: str, *, serve: bool = True) -> Any:  # noqa: ANN401
@@ -38,13 +41,13 @@ DOCS: list[tuple[str, bool]] = []
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Every setting of Turnout, with its default; sizes in bytes, times in seconds."""
 
-    data: str = setting("./data", "The data directory.")
+    data: Folder = setting("./data", "The data directory.")
     host: str = setting(
         "127.0.0.1", "The address to listen on. Anything but loopback opens the server to the network."
     )
     port: Port = setting(8000, "The port to listen on.")
     workers: Positive = setting(1, "Worker processes that serve requests.")
-    device: str = setting(
+    device: Device = setting(
         "auto", "Where sessions run: `auto` (CUDA if it really works, else CPU), `cpu`, `cuda`, `cuda:N`."
     )
     intra_op_threads: Positive = setting(1, "Threads that one run of a model may use.")

@@ -171,7 +171,7 @@ def release(client: Client, trained: list[Trained], data: Data, console: Console
                 reason="demo",
             )
         except VersionExists:
-            console.print(f"{model.version} is registered already, from an earlier run with other libraries")
+            console.print(f"{model.version} is registered already, from an earlier run, with another file")
     if client.get_test(MODEL) is not None:
         client.stop_test(MODEL, reason="the demo begins anew")
 
@@ -179,7 +179,9 @@ def release(client: Client, trained: list[Trained], data: Data, console: Console
 @contextlib.contextmanager
 def serve(data: Path, port: int, console: Console) -> Generator[str]:
     """A server with two workers, in a process of its own; its URL. Ended with the block."""
-    port = free_port(port)
+    wanted, port = port, free_port(port)
+    if wanted not in {0, port}:
+        console.print(f"port {wanted} is in use, so this is port {port}")
     url = f"http://127.0.0.1:{port}"
     command = [
         sys.executable,

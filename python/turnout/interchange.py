@@ -157,7 +157,10 @@ def parse_prisml(data: Any) -> dict[str, list[PrismlVersion]]:  # noqa: ANN401
     except msgspec.ValidationError as error:
         raise InvalidDocument(f"the document is no export of PrisML: {error}") from error
     missing = [
-        v.model_path for versions in models.values() for v in versions if not Path(v.model_path).is_file()
+        str(Path(v.model_path).absolute())
+        for versions in models.values()
+        for v in versions
+        if not Path(v.model_path).is_file()
     ]
     if missing:
         raise InvalidDocument(

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ from granian.server.mp import MPServer
 from turnout.api.app import front
 from turnout.api.front import Front
 from turnout.config import Settings, environment_of, resolve
-from turnout.errors import TurnoutError
+from turnout.errors import DeviceUnavailable, TurnoutError
 from turnout.log import Level, enable, log
 from turnout.service import Turnout
 
@@ -29,6 +30,15 @@ PORT_SECONDS = 5.0
 WATCH_SECONDS = 1.0
 CRASHES = 5
 CRASH_SECONDS = 30.0
+ASK_DEVICE = """
+import sys
+from turnout.engine import resolve_device
+from turnout.errors import TurnoutError
+try:
+    resolve_device(sys.argv[1])
+except TurnoutError as error:
+    sys.exit(error.detail)
+"""
 DRAIN = signal.SIGUSR1
 """Tells the workers of this server, and of no other on the same data directory, to say that they are not ready."""
 
@@ -40,9 +50,12 @@ def run(settings: Settings) -> int:
     `stop_seconds`. A second one stops at once.
 
     Raises:
-        TurnoutError: the address cannot be listened on.
+        TurnoutError: the address cannot be listened on, the data directory not be made, or CUDA, which the settings ask
+            for by name, does not work.
     """
     enable(settings.log_level)
+    Turnout(settings).close()  # what would fail in every worker fails here once
+    _check_device(settings.device)
     reserved = _reserve(settings)
     host, port = reserved.getsockname()[:2]
     os.environ.update(environment_of(settings))
@@ -73,6 +86,19 @@ def run(settings: Settings) -> int:
         reserved.close()
         log("info", "stop")
     return 0
+
+
+def _check_device(device: str) -> None:
+    """Raise DeviceUnavailable where CUDA is asked for by name and does not work.
+
+    Asked in a process of its own: what CUDA has begun in this one would not survive a fork of the workers.
+    """
+    if device.startswith("cuda"):
+        asked = subprocess.run(  # noqa: S603 - our own interpreter and module
+            [sys.executable, "-c", ASK_DEVICE, device], capture_output=True, text=True, check=False
+        )
+        if asked.returncode:
+            raise DeviceUnavailable(asked.stderr.strip() or f"device {device} does not work")
 
 
 class Server(MPServer):

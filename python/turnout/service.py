@@ -684,5 +684,7 @@ def open(data: str | Path | None = None, *, settings: Settings | None = None, **
     elif overrides:
         settings = msgspec.structs.replace(settings, **overrides)
     if data is not None:
+        if not str(data):
+            raise InvalidRequest("expected a data directory, found an empty name")
         settings = msgspec.structs.replace(settings, data=str(data))
     return Turnout(settings)

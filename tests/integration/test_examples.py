@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -71,6 +72,20 @@ def test_a_failing_version_is_rolled_back(server: Server) -> None:
     history = server.client.get("/v1/models/bad%20canary/history").json()
     assert history["current_version"] == "v1.0"
     assert history["tests"][0]["status"] == "rolled_back"
+
+
+def test_a_canary_that_is_broken_off_is_rolled_back(server: Server) -> None:
+    server.release("left canary", "v1.0", constant_label(1))
+    assert server.put("left canary", "v2.0", constant_label(2)).status_code == 201
+    command = [sys.executable, "-u", str(CANARY), server.url, "left canary", "v2.0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        assert "has 5% of the traffic" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) != 0
+    history = server.client.get("/v1/models/left%20canary/history").json()
+    assert (history["current_version"], history["tests"][0]["status"]) == ("v1.0", "rolled_back")
+    assert "broken off" in history["events"][-1]["reason"]
 
 
 def test_a_version_that_is_active_already_is_refused(server: Server) -> None:

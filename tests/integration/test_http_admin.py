@@ -344,3 +344,20 @@ def test_bad_imports(server: Server, content: bytes) -> None:
         server.client.post("/v1/registry/import", content=content, headers=headers), 400, "invalid_document"
     )
     assert_problem(server.client.post("/v1/registry/import", content=content), 415, "unsupported_media_type")
+
+
+def test_a_rollback_needs_no_body(server: Server) -> None:
+    server.release("calm", "v1", linear_matrix([1]))
+    server.release("calm", "v2", linear_matrix([2]))
+    answer = server.client.post(path("calm", "rollback"))
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["version"] == "v1"
+    empty = server.client.post(path("calm", "activate"))
+    assert_problem(empty, 400, "invalid_request")
+    assert empty.json()["detail"] == "expected a JSON body, found none"
+
+
+def test_the_options_of_a_version_are_bounded(server: Server) -> None:
+    for options in ({"intra_op_threads": 0}, {"intra_op_threads": 100_000}):
+        answer = server.put("bounds", "v1", linear_matrix([1]), options=options)
+        assert answer.status_code in {400, 422}, answer.text

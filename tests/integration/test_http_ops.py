@@ -111,8 +111,24 @@ def test_a_data_directory_that_cannot_be_is_an_error(tmp_path: Path) -> None:
     server = Server(tmp_path / "data")
     server.launch()
     try:
-        assert server.wait(START_SECONDS) != 0
-        assert any(event["level"] == "error" for event in server.events())
+        assert server.wait(START_SECONDS) == 1
+        (line,) = server.log_text().splitlines()
+        assert "cannot be made" in line
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize(("device", "status"), [("tpu", 1), ("cuda:", 1), ("cuda:99", 1)])
+def test_a_device_that_is_none_is_an_error_before_anything_is_served(
+    tmp_path: Path, device: str, status: int
+) -> None:
+    server = Server(tmp_path / "data", device=device)
+    server.launch()
+    try:
+        assert server.wait(START_SECONDS) == status
+        (line,) = server.log_text().splitlines()
+        assert device in line
+        assert not server.events("ready")
     finally:
         server.close()
 

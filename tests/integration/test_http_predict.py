@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -317,9 +318,20 @@ def test_more_batches_than_may_be_are_429_and_more_bytes_413(tmp_path: Path) -> 
         small.release("churn", "v1.0", GRAPH, features=NAMES)
         url = path("churn", "batch")
         assert_problem(small.client.post(url, content=b" " * 1001, headers=JSON), 413, "payload_too_large")
-        with socket.create_connection(("127.0.0.1", small.port)) as slow:
-            head = f"POST {url} HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n"
-            slow.sendall(head.encode())
-            wait_for(lambda: small.client.post(url, json={"rows": []}).status_code == 429, 5, "a full worker")
-            assert small.predict("churn", [1, 2]).status_code == 200
-        wait_for(lambda: small.client.post(url, json={"rows": []}).status_code == 200, 5, "a free worker")
+        head = f"POST {url} HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n".encode()
+
+        def status() -> int:
+            return small.client.post(url, json={"rows": []}).status_code
+
+        def full_behind_a_slow_one() -> bool:
+            with socket.create_connection(("127.0.0.1", small.port)) as slow:
+                slow.sendall(head)
+                time.sleep(
+                    0.05
+                )  # should it come later than what follows, it is refused itself, and tried again
+                full = status() == 429
+                assert small.predict("churn", [1, 2]).status_code == 200
+                return full
+
+        wait_for(full_behind_a_slow_one, 10, "a full worker")
+        wait_for(lambda: status() == 200, 5, "a free worker")

@@ -39,6 +39,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             return json.loads(done.stdout)
 
         call.folder = folder
+        call.where = where
         return call
 
     if request.param == "local":
@@ -69,7 +70,11 @@ def test_a_release_from_its_first_to_its_last_day(run: Run) -> None:
     assert [share["configured"] for share in shares] == [0.8, 0.2]
     assert run("override", "churn", "qa", "v2") == {"qa": "v2"}
     assert run("predict", "churn", "[1, 2]", "--entity", "qa")["version"] == "v2"
+    run("override", "churn", "qa", fails="name the version, or say --remove")
+    run("override", "churn", "qa", "v1", "--remove", fails="name the version, or say --remove")
+    run("override", "churn", "--remove", fails="--remove needs the entity")
     assert run("override", "churn", "qa", "--remove") == {}
+    run("override", "churn", "qa", "--remove", fails="has no override of 'qa'")
     assert run("promote", "churn", "v1", "-m", "won")["version"] == "v1"
     assert run("rollback", "churn", "-m", "no")["version"] == "v0"
     assert run("test", "churn", "v0=0.5", "v2=0.5")["revision"] == 1
@@ -112,7 +117,52 @@ def test_errors_say_what_to_do(run: Run) -> None:
     run("history", "nowhere", fails="Model nowhere not found")
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--metadata", "[1]"), "--metadata"),
+        (("--metadata", '"s"'), "--metadata"),
+        (("--metric", "p=1", "--metric", "p=2"), "twice"),
+        (("--schema", "object.json"), "--schema"),
+        (("--schema", "text.json"), "--schema"),
+        (("--schema", "number.json"), "--schema"),
+        (("--schema", "list.json", "-f", "a"), "the same"),
+        (("--threads", "0"), "--threads"),
+    ],
+)
+def test_a_registration_that_is_described_badly_is_no_command(run: Run, options: Any, said: str) -> None:
+    for name, text in (("object", '{"a": 1}'), ("text", '"ab"'), ("number", "5"), ("list", '["a", "b"]')):
+        (run.folder / f"{name}.json").write_text(text)
+    given = [str(run.folder / word) if word.endswith(".json") else word for word in options]
+    run("register", "badly", "v1", str(run.folder / "0.onnx"), *given, fails=said)
+
+
+def test_an_export_comes_in_through_the_input(run: Run, tmp_path: Path) -> None:
+    run("register", "piped", "v1", str(run.folder / "0.onnx"))
+    text = CliRunner().invoke(turnout, [*run.where, "export", "-"], obj=Context()).stdout
+    done = CliRunner().invoke(turnout, [*run.where, "--json", "import", "-"], input=text, obj=Context())
+    assert "piped" in json.loads(done.stdout)["models"], done.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["models"], ["status"], ["export", "-"], ["activate", "m", "v1"], ["override", "m"]],
+    ids=str,
+)
+def test_a_mistyped_directory_is_not_made(tmp_path: Path, arguments: list[str]) -> None:
+    done = command("--data", str(tmp_path / "no" / "such"), *arguments)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "there is no data directory" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("options", "variables"), [(["--url", ""], {}), ([], {"TURNOUT_DATA": ""})])
+def test_an_empty_place_is_none(options: list[str], variables: dict[str, str]) -> None:
+    assert command(*options, "models", **variables).returncode != 0
+
+
 def test_errors_are_one_line_and_status_1(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
     command = [sys.executable, "-m", "turnout", "--data", str(tmp_path / "data"), "history", "nowhere"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 1
@@ -191,6 +241,7 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 @pytest.mark.parametrize("name", ["registry.json", "registry.tar"])
 def test_an_export_that_cannot_be_written_is_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
     done = command("--data", str(tmp_path / "data"), "export", str(tmp_path / "nowhere" / name))
     assert done.returncode == 1
     assert done.stderr.startswith("turnout: ")

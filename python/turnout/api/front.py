@@ -118,16 +118,8 @@ class Front:
                 status, answer = self._hub.predict_bytes(*target, body)
         except Gone:
             return
-        except TimeoutError:
-            late = plain(408, f"expected the whole body within {BODY_SECONDS:g} seconds")
-            await self._refuse(late, identity, send)
-            return
-        except TurnoutError as error:
-            await self._refuse(problem(error), identity, send)
-            return
         except Exception as error:  # noqa: BLE001
-            document = unexpected(error, request_id=identity.decode(), model=target[0])
-            await self._refuse(document, identity, send)
+            await self._refuse(_document_of(error, target, identity), identity, send)
             return
         finally:
             self.in_flight -= 1
@@ -160,16 +152,8 @@ class Front:
             answer = await self._batch_in_pool(target, body, on_error, receive)
         except Gone:
             return
-        except TimeoutError:
-            late = plain(408, f"expected the whole body within {BODY_SECONDS:g} seconds")
-            await self._refuse(late, identity, send)
-            return
-        except TurnoutError as error:
-            await self._refuse(problem(error), identity, send)
-            return
         except Exception as error:  # noqa: BLE001
-            document = unexpected(error, request_id=identity.decode(), model=target[0])
-            await self._refuse(document, identity, send)
+            await self._refuse(_document_of(error, target, identity), identity, send)
             return
         finally:
             self.batches -= 1
@@ -329,6 +313,15 @@ def _target_of(path: bytes, verb: bytes) -> Target | None:
     except UnicodeDecodeError:
         return None
     return (model, version) if model and version != "" else None
+
+
+def _document_of(error: Exception, target: Target, identity: bytes) -> Problem | dict[str, Any]:
+    """What went wrong on the way of a prediction or a batch, as a problem document."""
+    if isinstance(error, TurnoutError):
+        return problem(error)
+    if isinstance(error, TimeoutError):
+        return plain(408, f"expected the whole body within {BODY_SECONDS:g} seconds")
+    return unexpected(error, request_id=identity.decode(), model=target[0])
 
 
 def _on_error(query: bytes) -> OnError:

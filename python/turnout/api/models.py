@@ -83,10 +83,17 @@ def activate(
 )
 @threaded
 def rollback(
-    hub: Turnout, model: str, author: Author, data: Annotated[Rollback, Body(examples=ROLLBACK)]
+    hub: Turnout,
+    model: str,
+    author: Author,
+    data: Annotated[Rollback | None, Body(examples=ROLLBACK)] = None,
 ) -> Response[Version]:
-    """Go back to a version, by default to the one that was active before. A running test ends."""
-    return changed(hub, hub.rollback(model, data.version, reason=data.reason, **author))
+    """Go back to a version, by default to the one that was active before. A running test ends.
+
+    The body may be left out. Twice without a version goes there and back again: name it, or send If-Match.
+    """
+    said = data or Rollback()
+    return changed(hub, hub.rollback(model, said.version, reason=said.reason, **author))
 
 
 @get(

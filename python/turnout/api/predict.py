@@ -133,9 +133,7 @@ async def batch(
     on_error: OnErrorParameter = "fail",
 ) -> Response[bytes]:
     """Route each row to a version and answer all of them by columns, in their order."""
-    return Response(
-        hub.batches.answer(model, None, await request.body(), on_error), media_type="application/json"
-    )
+    return await _answer_batch(hub, request, model, None, on_error)
 
 
 @post(
@@ -155,9 +153,14 @@ async def batch_version(
     on_error: OnErrorParameter = "fail",
 ) -> Response[bytes]:
     """The same, by this version."""
-    return Response(
-        hub.batches.answer(model, version, await request.body(), on_error), media_type="application/json"
-    )
+    return await _answer_batch(hub, request, model, version, on_error)
+
+
+async def _answer_batch(
+    hub: Turnout, request: Call, model: str, version: str | None, on_error: OnError
+) -> Response[bytes]:
+    body = await request.body()
+    return Response(hub.batches.answer(model, version, body, on_error), media_type="application/json")
 
 
 ROUTES = [predict, predict_version, batch, batch_version]

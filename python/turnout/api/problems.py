@@ -37,6 +37,10 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     position: int | None = None
 
 
+NO_BODY = "'data'"
+"""What Litestar says of a body that did not come: it has looked for its own argument."""
+
+
 def plain(status: int, detail: str) -> Problem:
     """A problem that is about HTTP itself and has no exception of ours."""
     code = CODES.get(status, "internal" if status >= 500 else "invalid_request")
@@ -95,6 +99,8 @@ def _told(request: Request[Any, Any, Any], error: HTTPException) -> str:
     if error.status_code == 413:
         return "expected a smaller body; see the setting max_body_bytes"
     extra = error.extra if isinstance(error.extra, list) else []
+    if any(item.get("message") == NO_BODY for item in extra):
+        return "expected a JSON body, found none"
     places = [f"{_place(item)}: {item['message']}" for item in extra if "message" in item]
     cause = error.__cause__
     return (

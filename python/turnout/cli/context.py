@@ -15,6 +15,7 @@ from rich.text import Text
 from turnout.cli.text import plain
 from turnout.client import Client
 from turnout.config import Resolved, resolve
+from turnout.errors import StorageError
 from turnout.service import Turnout, user_name
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -39,11 +40,24 @@ class Context:
         return resolve(self.config, flags={"data": self.data, **given})
 
     @contextmanager
-    def backend(self, doing: str = "") -> Generator[Backend]:
-        """The data directory or the server; meanwhile a terminal shows what is being done."""
-        opened = Client(self.url, actor=self.actor) if self.url else Turnout(self.resolved().settings)
+    def backend(self, doing: str = "", *, makes: bool = False) -> Generator[Backend]:
+        """The data directory or the server; meanwhile a terminal shows what is being done.
+
+        Unless the command `makes` a directory, one that is not there is an error: it was mistyped.
+        """
+        opened = self._opened(makes) if self.url is None else Client(self.url, actor=self.actor)
         with opened, self.progress(doing):
             yield opened
+
+    def _opened(self, makes: bool) -> Turnout:
+        settings = self.resolved().settings
+        folder = Path(settings.data).expanduser()
+        if not makes and not folder.is_dir():
+            raise StorageError(
+                f"there is no data directory {folder.absolute()}; --data says where it is, and register, import and "
+                "serve make one"
+            )
+        return Turnout(settings)
 
     @contextmanager
     def progress(self, doing: str) -> Generator[None]:
@@ -56,7 +70,7 @@ class Context:
 
     def local(self, command: str) -> None:
         """Raise a usage error where `--url` makes no sense."""
-        if self.url:
+        if self.url is not None:
             raise click.UsageError(f"{command} works on this machine, not on a server: leave out --url")
 
 
@@ -84,6 +98,8 @@ def common(function: Callable[[], None]) -> Any:  # noqa: ANN401
         actor: str | None,
         config: Path | None,
     ) -> None:
+        if url == "":
+            raise click.UsageError("--url is empty")
         context.data, context.url, context.json, context.config = data, url, as_json, config
         context.actor = actor or context.actor
         function()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import msgspec
@@ -12,7 +12,9 @@ from turnout.cli.context import Context, reason
 from turnout.cli.show import answer, facts, table
 from turnout.client import Client
 from turnout.domain import SessionOptions, Test, Version
-from turnout.errors import InvalidSplit
+from turnout.errors import InvalidSplit, NotFound
+
+T = TypeVar("T")
 
 
 @click.command()
@@ -47,16 +49,21 @@ def register(
     reason: str,
 ) -> None:
     """Register the model file PATH (or a folder with external data) as VERSION of MODEL."""
-    described = _json(schema.read(), "--schema") if schema else list(features) or None
-    with context.backend(f"registering {model} {version}") as backend:
+    if schema and features:
+        raise click.UsageError("--schema and --feature say the same; leave one of them out")
+    described = _json(schema.read(), "--schema", list) if schema else list(features) or None
+    offline = dict(_pair(metric, "--metric") for metric in metrics)
+    if len(offline) < len(metrics):
+        raise click.UsageError("--metric names a metric twice")
+    with context.backend(f"registering {model} {version}", makes=True) as backend:
         found = backend.register_version(
             model,
             version,
             path,
             features=described,
             accuracy=accuracy,
-            metrics=dict(_pair(metric, "--metric") for metric in metrics),
-            metadata=_json(metadata, "--metadata"),
+            metrics=offline,
+            metadata=_json(metadata, "--metadata", dict),
             options=SessionOptions(device=device, intra_op_threads=threads),
             actor=context.actor,
             reason=reason,
@@ -82,7 +89,10 @@ def activate(context: Context, model: str, version: str, reason: str) -> None:
 @reason
 @click.pass_obj
 def rollback(context: Context, model: str, version: str | None, reason: str) -> None:
-    """Go back to VERSION, or to the one that was active before. A running test ends."""
+    """Go back to VERSION, or to the one that was active before. A running test ends.
+
+    Twice without VERSION goes there and back again: to be sure, name it.
+    """
     with context.backend(f"rolling {model} back") as backend:
         found = backend.rollback(model, version, actor=context.actor, reason=reason)
         answer(context, found, f"{found.version} is the active version of {model} again", _arrived(backend))
@@ -155,13 +165,16 @@ def override(
     context: Context, model: str, entity: str | None, version: str | None, remove: bool, reason: str
 ) -> None:
     """Send ENTITY to VERSION whatever the split says; without them list the overrides."""
+    if entity is None and remove:
+        raise click.UsageError("--remove needs the entity")
+    if entity is not None and (version is None) != remove:
+        raise click.UsageError("name the version, or say --remove")
     with context.backend() as backend:
-        if entity is not None and remove:
-            backend.delete_override(model, entity, actor=context.actor, reason=reason)
+        if entity is not None and version is None:
+            if not backend.delete_override(model, entity, actor=context.actor, reason=reason):
+                raise NotFound(f"model {model} has no override of {entity!r}")
         elif entity is not None and version is not None:
             backend.set_override(model, entity, version, actor=context.actor, reason=reason)
-        elif entity is not None:
-            raise click.UsageError("name the version, or say --remove")
         found = backend.overrides(model)
     answer(context, found, table(f"overrides of {model}", ("entity", "version"), found.items()))
 
@@ -204,9 +217,9 @@ def _pair(text: str, what: str) -> tuple[str, float]:
     raise click.UsageError(f"{what} looks like NAME=NUMBER, not {text!r}")
 
 
-def _json(text: str | bytes, what: str) -> Any:  # noqa: ANN401
+def _json(text: str | bytes, what: str, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(text)
+        return msgspec.json.decode(text, type=kind)
     except msgspec.DecodeError as error:
         raise click.UsageError(f"{what}: {error}") from error
 

@@ -102,13 +102,13 @@ def _aside(file: Path) -> Generator[IO[bytes]]:
 
 
 @click.command("import")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
 @click.option("--replace", is_flag=True, help="Even where it ends a running test or changes a version.")
 @reason
 @click.pass_obj
 def import_registry(context: Context, file: Path, replace: bool, reason: str) -> None:
-    """Read an export back: JSON, a .tar with the model files, or the JSON export of PrisML."""
-    with context.backend("importing") as backend, file.open("rb") as opened:
+    """Read an export back: JSON, a .tar with the model files, or the JSON export of PrisML. `-` is the input, as JSON."""
+    with context.backend("importing", makes=True) as backend, click.open_file(str(file), "rb") as opened:
         source = opened if file.suffix == TAR_SUFFIX else _document(opened.read(), file)
         names = backend.import_registry(source, replace=replace, actor=context.actor, reason=reason)
     answer(context, {"models": names}, f"{len(names)} models are imported: {', '.join(names)}")
