@@ -3,39 +3,21 @@
 use crate::encode::{MOST_BRACKETS, Token, brackets, write_nested};
 use crate::error::{Error, ErrorKind, Result};
 use crate::route::{Reason, Route};
+use crate::slice::{Slice, with_values};
 
 /// The values of an output, all of them of one type.
 #[derive(Debug, Clone, Copy)]
-#[allow(missing_docs, reason = "named by their types")]
 pub enum Array<'a> {
-    F32(&'a [f32]),
-    F64(&'a [f64]),
-    I8(&'a [i8]),
-    I16(&'a [i16]),
-    I32(&'a [i32]),
-    I64(&'a [i64]),
-    U8(&'a [u8]),
-    U16(&'a [u16]),
-    U32(&'a [u32]),
-    U64(&'a [u64]),
-    Bool(&'a [bool]),
+    /// Numbers or truth values.
+    Numbers(Slice<'a>),
+    /// Strings.
     Text(&'a [String]),
 }
 
 impl Array<'_> {
     fn len(&self) -> usize {
         match self {
-            Self::F32(values) => values.len(),
-            Self::F64(values) => values.len(),
-            Self::I8(values) => values.len(),
-            Self::I16(values) => values.len(),
-            Self::I32(values) => values.len(),
-            Self::I64(values) => values.len(),
-            Self::U8(values) => values.len(),
-            Self::U16(values) => values.len(),
-            Self::U32(values) => values.len(),
-            Self::U64(values) => values.len(),
-            Self::Bool(values) => values.len(),
+            Self::Numbers(values) => values.len(),
             Self::Text(values) => values.len(),
         }
     }
@@ -71,18 +53,8 @@ impl<'a> Output<'a> {
 
     /// Append a row as JSON.
     pub(crate) fn write_row(&self, row: usize, bytes: &mut Vec<u8>) {
-        match &self.values {
-            Array::F32(values) => self.write(values, row, bytes),
-            Array::F64(values) => self.write(values, row, bytes),
-            Array::I8(values) => self.write(values, row, bytes),
-            Array::I16(values) => self.write(values, row, bytes),
-            Array::I32(values) => self.write(values, row, bytes),
-            Array::I64(values) => self.write(values, row, bytes),
-            Array::U8(values) => self.write(values, row, bytes),
-            Array::U16(values) => self.write(values, row, bytes),
-            Array::U32(values) => self.write(values, row, bytes),
-            Array::U64(values) => self.write(values, row, bytes),
-            Array::Bool(values) => self.write(values, row, bytes),
+        match self.values {
+            Array::Numbers(slice) => with_values!(slice, values => self.write(values, row, bytes)),
             Array::Text(values) => self.write(values, row, bytes),
         }
     }

@@ -18,4 +18,5 @@ pub mod number;
 mod py;
 pub mod recorder;
 pub mod route;
+pub mod slice;
 pub mod table;

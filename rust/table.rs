@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::feature::Feature;
 use crate::features::{Layout, Schema};
 use crate::names::Names;
+use crate::slice::{Slice, with_values};
 
 /// Rows packed at a time, so that what is written stays in the first cache while its columns come in turn.
 const BLOCK: usize = 128;
@@ -30,19 +31,10 @@ impl Bits<'_> {
 
 /// The values of a column, all of them of one type.
 #[derive(Debug, Clone, Copy)]
-#[allow(missing_docs, reason = "named by their types")]
 pub enum Values<'a> {
-    F32(&'a [f32]),
-    F64(&'a [f64]),
-    I8(&'a [i8]),
-    I16(&'a [i16]),
-    I32(&'a [i32]),
-    I64(&'a [i64]),
-    U8(&'a [u8]),
-    U16(&'a [u16]),
-    U32(&'a [u32]),
-    U64(&'a [u64]),
-    Bool(&'a [bool]),
+    /// Numbers, or truth values of a byte each.
+    Numbers(Slice<'a>),
+    /// Truth values of a bit each.
     Bits(Bits<'a>),
     /// Offsets of 32 bits into UTF-8.
     Text(&'a [i32], &'a [u8]),
@@ -130,25 +122,10 @@ impl<'a> Source<'a> {
         let Some(at) = row.checked_mul(self.stride).and_then(|offset| offset.checked_add(self.start)) else {
             return Raw::Broken;
         };
-        macro_rules! raw {
-            ($values:expr, $kind:ident) => {
-                $values.get(at).map_or(Raw::Broken, |value| Raw::$kind((*value).into()))
-            };
-        }
         match self.values {
-            Values::F32(values) => raw!(values, Float),
-            Values::F64(values) => raw!(values, Float),
-            Values::I8(values) => raw!(values, Int),
-            Values::I16(values) => raw!(values, Int),
-            Values::I32(values) => raw!(values, Int),
-            Values::I64(values) => raw!(values, Int),
-            Values::U8(values) => raw!(values, Int),
-            Values::U16(values) => raw!(values, Int),
-            Values::U32(values) => raw!(values, Int),
-            Values::U64(values) => {
-                values.get(at).map_or(Raw::Broken, |value| i64::try_from(*value).map_or(Raw::Large(*value), Raw::Int))
+            Values::Numbers(slice) => {
+                with_values!(slice, values => values.get(at).map_or(Raw::Broken, |value| value.raw()))
             }
-            Values::Bool(values) => values.get(at).map_or(Raw::Broken, |value| Raw::Bool(*value)),
             Values::Bits(bits) => Raw::Bool(bits.get(at)),
             Values::Text(offsets, data) => span(offsets, data, at),
             Values::LargeText(offsets, data) => span(offsets, data, at),
@@ -309,14 +286,18 @@ impl Schema {
     }
 }
 
-/// Numbers that become singles.
-trait Single: Copy {
+/// Values of a table.
+trait Value: Copy {
+    /// The nearest single; NaN for what is no number.
     fn single(self) -> f32;
+
+    /// As it came.
+    fn raw<'a>(self) -> Raw<'a>;
 }
 
-macro_rules! singles {
-    ($($type:ty)*) => {
-        $(impl Single for $type {
+macro_rules! numbers {
+    ($raw:expr => $($type:ty)*) => {
+        $(impl Value for $type {
             #[inline]
             #[allow(
                 clippy::cast_possible_truncation, clippy::cast_precision_loss, clippy::cast_lossless,
@@ -325,16 +306,26 @@ macro_rules! singles {
             fn single(self) -> f32 {
                 self as f64 as f32
             }
+
+            #[inline]
+            fn raw<'a>(self) -> Raw<'a> {
+                $raw(self.into())
+            }
         })*
     };
 }
 
-singles!(f64 i8 i16 i32 i64 u8 u16 u32 u64);
+numbers!(Raw::Float => f32 f64);
+numbers!(Raw::Int => i8 i16 i32 i64 u8 u16 u32);
+numbers!(|value: u64| i64::try_from(value).map_or(Raw::Large(value), Raw::Int) => u64);
 
-impl Single for f32 {
-    #[inline]
+impl Value for bool {
     fn single(self) -> f32 {
-        self
+        f32::NAN
+    }
+
+    fn raw<'a>(self) -> Raw<'a> {
+        Raw::Bool(self)
     }
 }
 
@@ -343,22 +334,13 @@ impl Source<'_> {
     #[inline]
     fn singles(&self, chosen: Chosen<'_>, places: &mut [f32], stride: usize) -> bool {
         match self.values {
-            Values::F32(values) => self.copy(values, chosen, places, stride),
-            Values::F64(values) => self.copy(values, chosen, places, stride),
-            Values::I8(values) => self.copy(values, chosen, places, stride),
-            Values::I16(values) => self.copy(values, chosen, places, stride),
-            Values::I32(values) => self.copy(values, chosen, places, stride),
-            Values::I64(values) => self.copy(values, chosen, places, stride),
-            Values::U8(values) => self.copy(values, chosen, places, stride),
-            Values::U16(values) => self.copy(values, chosen, places, stride),
-            Values::U32(values) => self.copy(values, chosen, places, stride),
-            Values::U64(values) => self.copy(values, chosen, places, stride),
+            Values::Numbers(slice) => with_values!(slice, values => self.copy(values, chosen, places, stride)),
             _ => false,
         }
     }
 
     #[inline]
-    fn copy<T: Single>(&self, values: &[T], chosen: Chosen<'_>, places: &mut [f32], stride: usize) -> bool {
+    fn copy<T: Value>(&self, values: &[T], chosen: Chosen<'_>, places: &mut [f32], stride: usize) -> bool {
         let mut fits = true;
         let mut set = |place: &mut f32, value: T| {
             *place = value.single();

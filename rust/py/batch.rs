@@ -15,6 +15,7 @@ use crate::batch::{Batch, Fault};
 use crate::encode::half_to_f32;
 use crate::error::{Error, ErrorKind};
 use crate::route::{Choice, Route};
+use crate::slice::Slice;
 use crate::table::{Bits, Chosen, Packed, Source, Values};
 
 /// Version and reason of each row, the inputs of each version, and what is wrong with other rows.
@@ -182,30 +183,36 @@ impl<'py> Held<'py> {
         })
     }
 
+    fn slice(&self) -> PyResult<Slice<'_>> {
+        Ok(match self {
+            Self::F32(array) => Slice::F32(array.as_slice()?),
+            Self::F64(array) => Slice::F64(array.as_slice()?),
+            Self::I8(array) => Slice::I8(array.as_slice()?),
+            Self::I16(array) => Slice::I16(array.as_slice()?),
+            Self::I32(array) => Slice::I32(array.as_slice()?),
+            Self::I64(array) => Slice::I64(array.as_slice()?),
+            Self::U8(array) => Slice::U8(array.as_slice()?),
+            Self::U16(array) => Slice::U16(array.as_slice()?),
+            Self::U32(array) => Slice::U32(array.as_slice()?),
+            Self::U64(array) => Slice::U64(array.as_slice()?),
+            Self::Bool(array) => Slice::Bool(array.as_slice()?),
+        })
+    }
+
     fn bytes(&self) -> PyResult<&[u8]> {
-        match self {
-            Self::U8(array) => Ok(array.as_slice()?),
+        match self.slice()? {
+            Slice::U8(bytes) => Ok(bytes),
             _ => Err(PyTypeError::new_err("expected bytes")),
         }
     }
 
-    fn values(&self, bits: bool, text: Option<&'py Self>) -> PyResult<Values<'_>> {
-        Ok(match (self, text) {
-            (Self::I32(offsets), Some(data)) => Values::Text(offsets.as_slice()?, data.bytes()?),
-            (Self::I64(offsets), Some(data)) => Values::LargeText(offsets.as_slice()?, data.bytes()?),
+    fn values<'a>(&'a self, bits: bool, text: Option<&'a Self>) -> PyResult<Values<'a>> {
+        Ok(match (self.slice()?, text) {
+            (Slice::I32(offsets), Some(data)) => Values::Text(offsets, data.bytes()?),
+            (Slice::I64(offsets), Some(data)) => Values::LargeText(offsets, data.bytes()?),
             (_, Some(_)) => return Err(PyTypeError::new_err("expected offsets of 32 or 64 bits")),
-            (Self::U8(array), None) if bits => Values::Bits(Bits { bytes: array.as_slice()?, start: 0 }),
-            (Self::F32(array), None) => Values::F32(array.as_slice()?),
-            (Self::F64(array), None) => Values::F64(array.as_slice()?),
-            (Self::I8(array), None) => Values::I8(array.as_slice()?),
-            (Self::I16(array), None) => Values::I16(array.as_slice()?),
-            (Self::I32(array), None) => Values::I32(array.as_slice()?),
-            (Self::I64(array), None) => Values::I64(array.as_slice()?),
-            (Self::U8(array), None) => Values::U8(array.as_slice()?),
-            (Self::U16(array), None) => Values::U16(array.as_slice()?),
-            (Self::U32(array), None) => Values::U32(array.as_slice()?),
-            (Self::U64(array), None) => Values::U64(array.as_slice()?),
-            (Self::Bool(array), None) => Values::Bool(array.as_slice()?),
+            (Slice::U8(bytes), None) if bits => Values::Bits(Bits { bytes, start: 0 }),
+            (slice, None) => Values::Numbers(slice),
         })
     }
 }
@@ -299,21 +306,9 @@ fn keep<'py>(array: &Bound<'py, PyUntypedArray>) -> PyResult<Kept<'py>> {
 impl Kept<'_> {
     fn array(&self) -> PyResult<Array<'_>> {
         Ok(match self {
-            Self::Singles(values) => Array::F32(values),
+            Self::Singles(values) => Array::Numbers(Slice::F32(values)),
             Self::Texts(values) => Array::Text(values),
-            Self::Held(held) => match held {
-                Held::F32(array) => Array::F32(array.as_slice()?),
-                Held::F64(array) => Array::F64(array.as_slice()?),
-                Held::I8(array) => Array::I8(array.as_slice()?),
-                Held::I16(array) => Array::I16(array.as_slice()?),
-                Held::I32(array) => Array::I32(array.as_slice()?),
-                Held::I64(array) => Array::I64(array.as_slice()?),
-                Held::U8(array) => Array::U8(array.as_slice()?),
-                Held::U16(array) => Array::U16(array.as_slice()?),
-                Held::U32(array) => Array::U32(array.as_slice()?),
-                Held::U64(array) => Array::U64(array.as_slice()?),
-                Held::Bool(array) => Array::Bool(array.as_slice()?),
-            },
+            Self::Held(held) => Array::Numbers(held.slice()?),
         })
     }
 }

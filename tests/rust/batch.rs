@@ -20,6 +20,7 @@ use turnout_core::feature::{Description, Scalar};
 use turnout_core::features::{Layout, Schema};
 use turnout_core::ledger::{Ledger, Split};
 use turnout_core::route::{Plan, Reason, Route, Rules};
+use turnout_core::slice::Slice;
 
 const ALL: Wishes = Wishes { pinned: None, skip: false, most: 1000 };
 const SKIP: Wishes = Wishes { skip: true, ..ALL };
@@ -277,13 +278,14 @@ fn a_batch_without_rows_is_one() {
 #[test]
 fn answers_come_back_in_the_order_of_the_rows() {
     let route = route(3);
-    let first = Part { version: 0, outputs: vec![Output::new(&[2, 1], Array::F32(&[0.1, 0.2])).unwrap()] };
+    let first =
+        Part { version: 0, outputs: vec![Output::new(&[2, 1], Array::Numbers(Slice::F32(&[0.1, 0.2]))).unwrap()] };
     let labels = ["\"yes\"".to_owned()];
     let third = Part {
         version: 2,
         outputs: vec![
             Output::new(&[1], Array::Text(&labels)).unwrap(),
-            Output::new(&[1], Array::F64(&[f64::NAN])).unwrap(),
+            Output::new(&[1], Array::Numbers(Slice::F64(&[f64::NAN]))).unwrap(),
         ],
     };
     let rows = Rows { parts: &[1, 0, -1, 0], reasons: &[1, 1, 1, 4] };

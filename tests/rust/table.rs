@@ -16,6 +16,7 @@ use turnout_core::feature::{Description, Scalar};
 use turnout_core::features::{Layout, Schema};
 use turnout_core::json::Reader;
 use turnout_core::names::Names;
+use turnout_core::slice::Slice;
 use turnout_core::table::{Bits, Chosen, Source, Values};
 
 fn describe(name: &str, kind: &str, nullable: bool) -> Description {
@@ -51,7 +52,7 @@ proptest! {
         let first: Vec<f64> = table.iter().map(|row| row.0).collect();
         let second: Vec<f64> = table.iter().map(|row| row.1.map_or(f64::NAN, f64::from)).collect();
         let chosen: Vec<i64> = (0..table.len() as i64).rev().filter(|row| !skip_some || row % 3 > 0).collect();
-        let sources = [source(Values::F64(&second)), source(Values::F64(&first))];
+        let sources = [source(Values::Numbers(Slice::F64(&second))), source(Values::Numbers(Slice::F64(&first)))];
         let packed = schema.pack_table(&sources, &[Some(1), Some(0)], Chosen::List(&chosen), true);
         let texts: Vec<String> = chosen.iter().map(|&row| {
             let (a, b) = table[row as usize];
@@ -78,7 +79,7 @@ proptest! {
         let whole = &values[..values.len() / 2 * 2];
         let bad: Vec<usize> = whole.chunks(2).enumerate()
             .filter(|(_, row)| row[0].is_infinite() || !row[1].is_finite()).map(|(row, _)| row).collect();
-        let strided = |start| Source { values: Values::F32(whole), start, stride: 2, valid: None };
+        let strided = |start| Source { values: Values::Numbers(Slice::F32(whole)), start, stride: 2, valid: None };
         let packed = schema.pack_table(&[strided(0), strided(1)], &[Some(0), Some(1)], Chosen::Range(0, whole.len() / 2), true);
         prop_assert_eq!(packed.faults.iter().map(|fault| fault.0).collect::<Vec<_>>(), bad.clone());
         prop_assert_eq!(packed.rows, whole.len() / 2 - bad.len());
@@ -93,8 +94,11 @@ fn every_kind_of_column_goes_into_its_feature() {
     let schema = Schema::new(Layout::Columns, &elements, &features).unwrap();
     let (offsets, data) = ([0_i32, 1, 2, 3], b"xyx");
     let sources = [
-        Source { valid: Some(Bits { bytes: &[0b0101_0000], start: 4 }), ..source(Values::U8(&[1, 2, 3])) },
-        source(Values::F64(&[1.0, -2.0, 3e15])),
+        Source {
+            valid: Some(Bits { bytes: &[0b0101_0000], start: 4 }),
+            ..source(Values::Numbers(Slice::U8(&[1, 2, 3])))
+        },
+        source(Values::Numbers(Slice::F64(&[1.0, -2.0, 3e15]))),
         source(Values::Bits(Bits { bytes: &[0b0000_0010], start: 0 })),
         source(Values::Text(&offsets, data)),
         source(Values::LargeText(&[1, 1, 2, 3], data)),
@@ -114,13 +118,13 @@ fn every_kind_of_column_goes_into_its_feature() {
 fn what_does_not_fit_is_named_with_row_and_feature() {
     let offsets = [0_i32, 1, 9];
     for (kind, element, values, row, found) in [
-        ("float", Element::F32, Values::F64(&[1.0, 1e300]), 1, "1e300"),
-        ("float", Element::F32, Values::Bool(&[true, false]), 0, "true"),
-        ("float", Element::F32, Values::F32(&[f32::NAN, 0.0]), 0, "NaN"),
-        ("int", Element::I64, Values::F64(&[1.0, 1.5]), 1, "1.5"),
-        ("int", Element::I64, Values::U64(&[1, u64::MAX]), 1, "18446744073709551615"),
-        ("int", Element::I32, Values::I64(&[1, 1 << 40]), 1, "1099511627776"),
-        ("bool", Element::Bool, Values::I8(&[1, 0]), 0, "1"),
+        ("float", Element::F32, Values::Numbers(Slice::F64(&[1.0, 1e300])), 1, "1e300"),
+        ("float", Element::F32, Values::Numbers(Slice::Bool(&[true, false])), 0, "true"),
+        ("float", Element::F32, Values::Numbers(Slice::F32(&[f32::NAN, 0.0])), 0, "NaN"),
+        ("int", Element::I64, Values::Numbers(Slice::F64(&[1.0, 1.5])), 1, "1.5"),
+        ("int", Element::I64, Values::Numbers(Slice::U64(&[1, u64::MAX])), 1, "18446744073709551615"),
+        ("int", Element::I32, Values::Numbers(Slice::I64(&[1, 1 << 40])), 1, "1099511627776"),
+        ("bool", Element::Bool, Values::Numbers(Slice::I8(&[1, 0])), 0, "1"),
         ("category", Element::I64, Values::Text(&offsets, b"z"), 0, "the string \"z\""),
         ("category", Element::I64, Values::Text(&offsets, b"x"), 1, "a broken value"),
     ] {
@@ -138,7 +142,7 @@ fn rows_outside_of_a_table_are_broken_and_nothing_else() {
     let values = [1.0_f32, 2.0];
     for chosen in [Chosen::Range(1, 2), Chosen::List(&[-1, 0]), Chosen::List(&[i64::MAX])] {
         for start in [0, 1, usize::MAX] {
-            let one = Source { start, stride: 3, ..source(Values::F32(&values)) };
+            let one = Source { start, stride: 3, ..source(Values::Numbers(Slice::F32(&values))) };
             let packed = schema.pack_table(&[one], &[Some(0)], chosen, true);
             assert!(!packed.faults.is_empty());
         }
@@ -160,6 +164,11 @@ fn columns_are_bound_by_name_or_by_position() {
     assert!(matches!(bind(&["a", "bb"]), Err(ErrorKind::UnknownFeature { .. })));
     assert_eq!(schema.bind(None, 2, &known), Ok(vec![Some(0), Some(1)]));
     assert!(schema.bind(None, 3, &known).is_err());
-    let packed = schema.pack_table(&[source(Values::I32(&[4, 5]))], &[Some(0), None], Chosen::Range(0, 2), false);
+    let packed = schema.pack_table(
+        &[source(Values::Numbers(Slice::I32(&[4, 5])))],
+        &[Some(0), None],
+        Chosen::Range(0, 2),
+        false,
+    );
     assert_eq!(packed.columns, [Column::F32(vec![4.0, 0.5, 5.0, 0.5])]);
 }
