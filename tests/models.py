@@ -48,6 +48,20 @@ def linear_matrix(weights: Sequence[float], bias: float = 0.0, names: Sequence[s
     return model_bytes(nodes, [floats("x", None, len(weights))], [floats("score", None, 1)], constants, names)
 
 
+def cast_to(kind: str, inner: Sequence[int], name: str) -> bytes:
+    """Output `name` of shape `[N, *inner]`, at most one dimension: the integer of the one feature, as another type."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["integer"], to=TensorProto.INT64),
+        helper.make_node("Tile", ["integer", "repeats"], ["many"])
+        if inner
+        else helper.make_node("Squeeze", ["integer", "axis"], ["many"]),
+        helper.make_node("Cast", ["many"], [name], to=getattr(TensorProto, kind)),
+    ]
+    constants = {"repeats": np.array([1, *inner], np.int64)} if inner else {"axis": np.array([1], np.int64)}
+    output = helper.make_tensor_value_info(name, getattr(TensorProto, kind), [None, *inner])
+    return model_bytes(nodes, [floats("x", None, 1)], [output], constants)
+
+
 def constant_label(label: int, features: int = 2) -> bytes:
     """`label [N]` is always the same, so that an answer tells which version gave it; `probabilities [N, 2]`."""
     constants = {

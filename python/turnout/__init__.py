@@ -8,7 +8,7 @@ hub.predict("churn", {"totalSpent": 12.5, "accountAge": 90}, entity_id="user-123
 
 from turnout import errors
 from turnout._core import __version__
-from turnout.batch import BatchPrediction
+from turnout.answers import BatchPrediction
 from turnout.config import Settings
 from turnout.domain import (
     Arm,

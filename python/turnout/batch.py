@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter_ns
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from turnout import _core
+from turnout.answers import BatchPrediction, Job, Outcome, Part, Rows, distinct, indexed
 from turnout.domain import REASONS, OnError, RowError, Version
 from turnout.errors import InvalidRequest, PredictionFailed, TurnoutError
 from turnout.live import Live
 from turnout.log import log
-from turnout.router import Serving, as_list, check_entity
-from turnout.tables import Given, load_pyarrow, sources
+from turnout.router import as_list, check_entity
+from turnout.tables import Given, sources
 from turnout.telemetry import BATCH, Telemetry
 
 CHUNK_ROWS = 8192
@@ -25,17 +26,6 @@ CHUNK_ROWS = 8192
 ALL_ROWS = 2**62
 FALLBACK = REASONS.index("fallback")
 PINNED = REASONS.index("pinned")
-
-Rows = NDArray[np.int64]
-Arrays = list[NDArray[Any]]
-
-
-class Part(NamedTuple):
-    """What one version answered: its index, its rows (ascending) and its outputs, each of shape `[rows, ...]`."""
-
-    version: int
-    rows: Rows
-    outputs: Arrays
 
 
 class Work(Protocol):
@@ -119,18 +109,6 @@ class Columns:
         return Columns(self._route, self._table, None, version, skip=True)
 
 
-class Outcome(NamedTuple):
-    """Everything about a batch that was run."""
-
-    rows: int
-    assigned: NDArray[np.int32]
-    """Index of the version of each row; that of its part where another one answered, -1 where there is none."""
-    part_of: NDArray[np.int32]
-    """Index of the part of each row; -1 where it has no answer."""
-    parts: list[Part]
-    errors: list[RowError]
-
-
 class BatchPredictor:
     """Answers batches from the live snapshot.
 
@@ -156,67 +134,53 @@ class BatchPredictor:
 
         `going` is asked between chunks; InvalidRequest is raised when it says no.
         """
-        serving, pinned, skip = self._chosen(model, version, on_error)
-        work = Document(serving.route, body, pinned, skip, self._most)
-        found = self._run(serving, work, skip, threads=1, going=going)
-        used, index = _indexed(found.assigned)
+        job = self.job(model, version, on_error)
+        route = job.serving.route
+        found = self.run(job, Document(route, body, job.pinned, job.skip, self._most), going=going)
+        used, index = indexed(found.assigned)
         parts = [(part.version, part.outputs) for part in found.parts]
         errors = msgspec.json.encode(found.errors)
-        return serving.route.encode_batch(used, index, found.part_of, parts, errors)
+        return route.encode_batch(used, index, found.part_of, parts, errors)
 
-    def predict(
-        self,
-        model: str,
-        rows: Any,  # noqa: ANN401
-        entity_ids: Any,  # noqa: ANN401
-        version: str | None,
-        on_error: OnError,
-        threads: int,
-    ) -> list[tuple[Serving, Outcome]]:
+    def predict(self, job: Job, rows: Any, entity_ids: Any = None, *, threads: int = 1) -> BatchPrediction:  # noqa: ANN401
         """Answer rows in any of the forms that `tables.sources` takes, piece by piece."""
-        serving, pinned, skip = self._chosen(model, version, on_error)
-        found: list[tuple[Serving, Outcome]] = []
+        found: list[Outcome] = []
         start = 0
         for given in sources(rows, entity_ids):
             try:
-                work = _work(serving, given, pinned, skip)
-                outcome = self._run(serving, work, skip, threads, first_row=start)
+                outcome = self.run(job, _work(job, given), threads=threads)
             except TurnoutError as error:
                 if error.row is not None:
                     error.row += start
                 raise
             start += outcome.rows
-            found.append((serving, outcome))
-        return found
+            found.append(outcome)
+        return BatchPrediction(job, found)
 
-    def _chosen(self, model: str, version: str | None, on_error: str) -> tuple[Serving, int | None, bool]:
+    def job(self, model: str, version: str | None = None, on_error: OnError = "fail") -> Job:
+        """What is asked of a model as it is now. Raises ModelNotFound and VersionNotFound."""
         if on_error not in {"fail", "skip"}:
             raise InvalidRequest(f"expected on_error fail or skip, found {on_error!r}")
         serving = self._live.current().serving(model)
-        return serving, None if version is None else serving.position(version), on_error == "skip"
+        return Job(serving, None if version is None else serving.position(version), on_error == "skip")
 
-    def _run(
-        self,
-        serving: Serving,
-        work: Work,
-        skip: bool,
-        threads: int,
-        going: Callable[[], bool] = lambda: True,
-        first_row: int = 0,
+    def run(
+        self, job: Job, work: Work, *, threads: int = 1, going: Callable[[], bool] = lambda: True
     ) -> Outcome:
-        run = _Run(self._live, self._telemetry, serving, work, skip, fallback=self._fallback)
+        """Answer rows that were routed, chunk by chunk."""
+        run = _Run(self._live, self._telemetry, job, work, fallback=self._fallback)
         chunks = list(run.chunks())
         parts: list[Part] = []
         if threads > 1 and len(chunks) > 1:
             with ThreadPoolExecutor(min(threads, len(chunks)), thread_name_prefix="turnout-batch") as pool:
-                for job in [pool.submit(run.chunk, *chunk) for chunk in chunks]:
-                    parts += job.result()
+                for answered in [pool.submit(run.chunk, *chunk) for chunk in chunks]:
+                    parts += answered.result()
         else:
             for chunk in chunks:
                 if not going():
                     raise InvalidRequest("nobody waits for the answer any more")
                 parts += run.chunk(*chunk)
-        return run.outcome(parts, first_row)
+        return run.outcome(parts)
 
 
 class _Run:
@@ -226,17 +190,16 @@ class _Run:
         self,
         live: Live,
         telemetry: Telemetry,
-        serving: Serving,
+        job: Job,
         work: Work,
-        skip: bool,
         *,
         fallback: bool,
     ) -> None:
         self._live = live
         self._telemetry = telemetry
-        self._serving = serving
+        self._serving = job.serving
         self._work = work
-        self._skip = skip
+        self._skip = job.skip
         self._fallback = fallback
         self._errors = [_row_error(fault, fault.row or 0) for fault in work.faults]
         self._rows: dict[int, Rows] = {}
@@ -246,7 +209,7 @@ class _Run:
         work = self._work
         good = work.versions >= 0
         good[[error.row for error in self._errors]] = False
-        for version in _distinct(work.versions):
+        for version in distinct(work.versions):
             rows = np.flatnonzero(good & (work.versions == version))
             self._rows[version] = rows
             size = _most_rows(self._serving.lanes[version].version)
@@ -329,28 +292,27 @@ class _Run:
             good, wanted = np.delete(good, wrong), np.delete(wanted, wrong)
         return self._answered(index, good[wanted], [array[wanted] for array in inputs])[0]
 
-    def outcome(self, parts: list[Part], first_row: int) -> Outcome:
+    def outcome(self, parts: list[Part]) -> Outcome:
         """Join the chunks of each version, and note for every row where its answer is."""
         count = len(self._work.versions)
         part_of = np.full(count, -1, np.int32)
-        assigned = self._work.versions.copy()
+        assigned, reasons = self._work.versions.copy(), self._work.reasons.copy()
         joined: list[Part] = []
         for version in sorted({part.version for part in parts}):
             mine = sorted((part for part in parts if part.version == version), key=lambda part: part.rows[0])
             joined.append(_joined(mine))
             part_of[joined[-1].rows] = len(joined) - 1
             assigned[joined[-1].rows] = version
+        reasons[assigned != self._work.versions] = FALLBACK
         errors = sorted(self._errors, key=lambda error: error.row)
-        if first_row:
-            errors = [msgspec.structs.replace(error, row=error.row + first_row) for error in errors]
-        return Outcome(count, assigned, part_of, joined, errors)
+        return Outcome(count, assigned, reasons, part_of, joined, errors)
 
 
-def _work(serving: Serving, given: Given, pinned: int | None, skip: bool) -> Work:
+def _work(job: Job, given: Given) -> Work:
     what, ids = given
     if isinstance(what, bytes):
-        return Document(serving.route, what, pinned, skip, ALL_ROWS)
-    return Columns(serving.route, what, ids, pinned, skip)
+        return Document(job.serving.route, what, job.pinned, job.skip, ALL_ROWS)
+    return Columns(job.serving.route, what, ids, job.pinned, job.skip)
 
 
 def _routable(ids: Any) -> Any:  # noqa: ANN401
@@ -362,19 +324,6 @@ def _routable(ids: Any) -> Any:  # noqa: ANN401
     return [
         entity if type(entity) in {str, int, type(None)} else check_entity(entity) for entity in as_list(ids)
     ]
-
-
-def _distinct(versions: NDArray[np.int32]) -> list[int]:
-    """The versions that occur, ascending, without -1. Counting them is ten times faster than sorting."""
-    return np.flatnonzero(np.bincount(versions + 1, minlength=1)[1:]).tolist()
-
-
-def _indexed(versions: NDArray[np.int32]) -> tuple[list[int], NDArray[np.int32]]:
-    """The versions that occur, and for each row an index into them; -1 stays."""
-    used = _distinct(versions)
-    places = np.full(max(used, default=-1) + 2, -1, np.int32)  # the last one is that of -1
-    places[used] = np.arange(len(used))
-    return used, places[versions]
 
 
 def _row_error(fault: TurnoutError, row: int) -> RowError:
@@ -410,96 +359,3 @@ def _joined(parts: list[Part]) -> Part:
         order = np.argsort(rows)
         rows, outputs = rows[order], [array[order] for array in outputs]
     return Part(parts[0].version, rows, outputs)
-
-
-class BatchPrediction:
-    """The answers to many rows, in their order, by columns.
-
-    Attributes:
-        model: the model.
-        versions: labels of the versions that the rows were given to.
-        version_index: for each row an index into `versions` (int32, shape [N]); -1 where there is none.
-        outputs: every output by its name, shape [N, ...]. Rows without an answer, and rows of a version that has no
-            such output, are NaN in outputs of floats; other outputs, and those whose shapes or types differ between
-            versions, are arrays of objects then, with None for them.
-        errors: why rows have no answer, ascending; empty unless they were to be skipped.
-    """
-
-    def __init__(self, model: str, found: list[tuple[Serving, Outcome]]) -> None:
-        self.model = model
-        self.errors: tuple[RowError, ...] = tuple(error for _, outcome in found for error in outcome.errors)
-        self._count = sum(outcome.rows for _, outcome in found)
-        assigned = [outcome.assigned for _, outcome in found]
-        whole = np.concatenate(assigned) if assigned else np.zeros(0, np.int32)
-        used, index = _indexed(whole)
-        labels = found[0][0].labels if found else ()
-        self.versions: tuple[str, ...] = tuple(str(labels[version]) for version in used)
-        self.version_index: NDArray[np.int32] = index
-        self._missing: dict[str, NDArray[np.bool_]] = {}
-        self.outputs: Mapping[str, NDArray[Any]] = self._merged(found)
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __repr__(self) -> str:
-        return (
-            f"<{self._count} predictions of {self.model} by {', '.join(self.versions) or 'no version'}: "
-            f"{', '.join(self.outputs)}; {len(self.errors)} errors>"
-        )
-
-    def to_arrow(self) -> Any:  # noqa: ANN401
-        """A `pyarrow.Table` of the column `version` and one column for each output; null where there is no answer."""
-        pa = load_pyarrow()
-        labels = np.array([*self.versions, None], np.object_)
-        columns = {"version": pa.array(labels[self.version_index], pa.string())}
-        for name, values in self.outputs.items():
-            columns[name] = _arrow(pa, values, self._missing[name])
-        return pa.table(columns)
-
-    def _merged(self, found: list[tuple[Serving, Outcome]]) -> dict[str, NDArray[Any]]:
-        pieces: dict[str, list[tuple[Rows, NDArray[Any]]]] = {}
-        start = 0
-        for serving, outcome in found:
-            for part in outcome.parts:
-                names = [tensor.name for tensor in serving.lanes[part.version].version.signature.outputs]
-                for name, values in zip(names, part.outputs, strict=True):
-                    pieces.setdefault(name, []).append((part.rows + start, values))
-            start += outcome.rows
-        return {name: self._column(name, columns) for name, columns in pieces.items()}
-
-    def _column(self, name: str, pieces: list[tuple[Rows, NDArray[Any]]]) -> NDArray[Any]:
-        missing = np.ones(self._count, np.bool_)
-        for rows, _ in pieces:
-            missing[rows] = False
-        self._missing[name] = missing
-        first = pieces[0][1]
-        alike = all(
-            values.dtype == first.dtype and values.shape[1:] == first.shape[1:] for _, values in pieces
-        )
-        if len(pieces) == 1 and len(first) == self._count:
-            return first
-        if alike and (first.dtype.kind == "f" or not missing.any()):
-            merged = np.empty((self._count, *first.shape[1:]), first.dtype)
-            if missing.any():
-                merged[missing] = np.nan
-            for rows, values in pieces:
-                merged[rows] = values
-            return merged
-        merged = np.full(self._count, None, np.object_)
-        for rows, values in pieces:
-            column = np.empty(len(values), np.object_)
-            column[:] = list(values) if values.ndim > 1 else values.tolist()
-            merged[rows] = column
-        return merged
-
-
-def _arrow(pa: Any, values: NDArray[Any], missing: NDArray[np.bool_]) -> Any:  # noqa: ANN401
-    if values.dtype == np.object_:
-        plain = [value.tolist() if isinstance(value, np.ndarray) else value for value in values.tolist()]
-        return pa.array(plain)
-    if values.ndim == 1:
-        return pa.array(values, mask=missing)
-    flat = _arrow(pa, values.reshape(-1), np.zeros(values.size, np.bool_))
-    for size in values.shape[:1:-1]:
-        flat = pa.FixedSizeListArray.from_arrays(flat, size)
-    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=pa.array(missing))

@@ -274,6 +274,10 @@ class RowError(msgspec.Struct, frozen=True, omit_defaults=True):
     feature: str | None = None
     position: int | None = None
 
+    def behind(self, rows: int) -> RowError:
+        """The same error where so many rows came before."""
+        return msgspec.structs.replace(self, row=self.row + rows) if rows else self
+
 
 class VersionStatus(msgspec.Struct, frozen=True):
     """A version as one worker has it loaded; times in seconds, `error` where it could not be loaded."""

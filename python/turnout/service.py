@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turnout import _core, archives, documents, interchange, reports
+from turnout.answers import BatchPrediction
 from turnout.artifacts import Artifacts, Staged, graph_of
-from turnout.batch import BatchPrediction, BatchPredictor
+from turnout.batch import BatchPredictor
 from turnout.config import Settings, resolve
 from turnout.domain import (
     Assignment,
@@ -426,9 +427,8 @@ class Turnout:
         Raises what `predict` raises, with `row`.
         """
         count = len(os.sched_getaffinity(0)) if threads is None else threads
-        return BatchPrediction(
-            model, self.batches.predict(model, rows, entity_ids, version, on_error, max(count, 1))
-        )
+        job = self.batches.job(model, version, on_error)
+        return self.batches.predict(job, rows, entity_ids, threads=max(count, 1))
 
     # --- the state of things ------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import turnout
-from models import columns_model, constant_label, failing_model, linear_matrix, sklearn_pair
+from models import cast_to, columns_model, constant_label, failing_model, linear_matrix, sklearn_pair
 from turnout import batch
 from turnout.domain import Feature
 from turnout.errors import (
@@ -204,6 +204,72 @@ def test_a_batch_without_rows(hub: Turnout) -> None:
         result = hub.predict_batch("split", rows)
         assert (len(result), result.versions, dict(result.outputs), result.errors) == (0, (), {}, ())
         assert result.to_arrow().num_rows == 0
+
+
+def test_a_table_of_answers_has_one_schema_whichever_versions_answered(hub: Turnout) -> None:
+    arms(hub, 5)
+    rows = np.arange(40.0).reshape(20, 2)
+    whole = hub.predict_batch("split", {"a": rows[:, 0], "b": rows[:, 1]}, entity_ids=list(range(20)))
+    table = whole.to_arrow()
+    assert table.schema.names == ["version", "score", "label", "probabilities"]
+    assert table.schema.field("probabilities").type == pa.list_(pa.float32(), 2)
+    for entity in range(20):
+        row = {"a": rows[entity : entity + 1, 0], "b": rows[entity : entity + 1, 1]}
+        single = hub.predict_batch("split", row, entity_ids=[entity]).to_arrow()
+        assert single.schema == table.schema
+        assert single.to_pylist() == table.slice(entity, 1).to_pylist()
+    assert whole.to_arrow().column("version").to_pylist() == [whole.versions[i] for i in whole.version_index]
+
+
+def test_a_table_of_answers_holds_outputs_of_other_types_shapes_and_names(tmp_path: Path) -> None:
+    with turnout.open(tmp_path / "data") as hub:
+        path = tmp_path / "model.onnx"
+        for label, (kind, shape, name) in {
+            "int": ("INT64", [2], "y"),
+            "float": ("FLOAT", [2], "y"),
+            "text": ("STRING", [2], "y"),
+            "long": ("INT64", [3], "y"),
+            "flat": ("INT64", [], "y"),
+            "named": ("INT64", [], "version"),
+        }.items():
+            path.write_bytes(cast_to(kind, shape, name))
+            hub.register_version("m", label, path, features=["a"])
+        hub.activate_version("m", "int")
+        rows, ids = [[float(row)] for row in range(64)], list(range(64))
+
+        def table(*labels: str, **words: Any) -> Any:
+            hub.configure_test("m", dict.fromkeys(labels, 1 / len(labels)))
+            return hub.predict_batch("m", rows, entity_ids=ids, **words).to_arrow()
+
+        numbers = table("int", "float")
+        assert numbers.schema.field("y").type == pa.list_(pa.float64(), 2)
+        assert numbers["y"].to_pylist() == [[row, row] for row in range(64)]
+        texts = table("int", "text")
+        assert texts["y"].to_pylist() == [[str(row)] * 2 for row in range(64)]
+        lists = table("int", "long")
+        assert lists.schema.field("y").type == pa.list_(pa.int64())
+        assert lists["y"].to_pylist() == [
+            [row] * (3 if version == "long" else 2)
+            for row, version in enumerate(lists["version"].to_pylist())
+        ]
+        hub.stop_test("m")
+        hub.activate_version("m", "flat")
+        named = table("named", "flat")
+        assert named.schema.names == ["version", "y", "output_version"]
+        assert [(row["y"] is None, row["output_version"] is None) for row in named.to_pylist()] == [
+            (row["version"] == "named", row["version"] == "flat") for row in named.to_pylist()
+        ]
+        with pytest.raises(InvalidRequest, match="name a version"):
+            table("int", "flat")
+        rows[3] = rows[9] = ["x"]
+        hub.stop_test("m")
+        hub.activate_version("m", "int")
+        skipped = table("int", "long", on_error="skip")
+        assert skipped["y"].to_pylist()[3] is None
+        assert {row: error["code"] for row, error in enumerate(skipped["error"].to_pylist()) if error} == {
+            3: "invalid_features",
+            9: "invalid_features",
+        }
 
 
 def test_the_first_bad_row_is_named(hub: Turnout) -> None:

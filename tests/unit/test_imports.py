@@ -34,13 +34,15 @@ ALLOWED: dict[str, set[str]] = {
     "live": {"artifacts", "config", "domain", "engine", "errors", "log", "registry", "router", "sessions"},
     "plain": {"errors"},
     "tables": {"_core", "errors", "plain", "router"},
-    "batch": {"_core", "domain", "errors", "live", "log", "router", "tables", "telemetry"},
+    "answers": {"domain", "errors", "router", "tables"},
+    "batch": {"_core", "answers", "domain", "errors", "live", "log", "router", "tables", "telemetry"},
     "prediction": {"_core", "domain", "errors", "live", "log", "router", "telemetry"},
     "worker": {"config", "errors", "live", "log", "registry", "runtime", "telemetry"},
     "reports": {"_core", "domain", "errors", "registry", "router", "telemetry"},
     "service": {
         *(
             "_core",
+            "answers",
             "archives",
             "artifacts",
             "config",
@@ -83,7 +85,7 @@ ALLOWED: dict[str, set[str]] = {
         "serve",
         "service",
     },
-    "__init__": {"_core", "batch", "config", "domain", "errors", "service"},
+    "__init__": {"answers", "_core", "batch", "config", "domain", "errors", "service"},
     "__main__": {"cli"},
 }
 
