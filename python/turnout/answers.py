@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -54,6 +55,13 @@ class Outcome(NamedTuple):
     """Index of the part of each row; -1 where it has no answer."""
     parts: list[Part]
     errors: list[RowError]
+
+    def to_json(self, job: Job) -> bytes:
+        """The answer by columns."""
+        used, index = indexed(self.assigned)
+        parts = [(part.version, part.outputs) for part in self.parts]
+        errors = msgspec.json.encode(self.errors)
+        return job.serving.route.encode_batch(used, index, self.part_of, parts, errors)
 
 
 def distinct(versions: NDArray[np.int32]) -> list[int]:

@@ -7,12 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter_ns
 from typing import Any, Protocol
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from turnout import _core
-from turnout.answers import BatchPrediction, Job, Outcome, Part, Rows, distinct, indexed
+from turnout.answers import BatchPrediction, Job, Outcome, Part, Rows, distinct
 from turnout.domain import REASONS, OnError, RowError, Version
 from turnout.errors import InvalidRequest, PredictionFailed, TurnoutError
 from turnout.live import Live
@@ -26,6 +25,9 @@ CHUNK_ROWS = 8192
 ALL_ROWS = 2**62
 FALLBACK = REASONS.index("fallback")
 PINNED = REASONS.index("pinned")
+
+
+Prepare = Callable[[bytes, int | None, bool, int], Any]
 
 
 class Work(Protocol):
@@ -47,13 +49,20 @@ class Work(Protocol):
 
 
 class Document:
-    """Rows that came as JSON: packed whole when they were read."""
+    """Rows that came as JSON: packed whole when they were read.
 
-    def __init__(self, route: _core.Route, body: bytes, pinned: int | None, skip: bool, most: int) -> None:
-        self._route = route
+    Args:
+        prepare: `prepare_batch` or `prepare_lines` of the job's route.
+    """
+
+    def __init__(self, prepare: Prepare, body: bytes, job: Job, most: int) -> None:
+        self._prepare = prepare
         self._body = body
+        self._job = job
         self._most = most
-        self.versions, self.reasons, groups, self.faults = route.prepare_batch(body, pinned, skip, most)
+        self.versions, self.reasons, groups, self.faults = prepare(body, job.pinned, job.skip, most)
+        if self.faults and not job.skip:
+            raise self.faults[0]
         self._inputs = dict(groups)
 
     def take(
@@ -65,7 +74,7 @@ class Document:
 
     def pinned(self, version: int) -> Document:
         """Read once more, for one version."""
-        return Document(self._route, self._body, version, skip=True, most=self._most)
+        return Document(self._prepare, self._body, self._job._replace(pinned=version, skip=True), self._most)
 
 
 class Columns:
@@ -136,11 +145,7 @@ class BatchPredictor:
         """
         job = self.job(model, version, on_error)
         route = job.serving.route
-        found = self.run(job, Document(route, body, job.pinned, job.skip, self._most), going=going)
-        used, index = indexed(found.assigned)
-        parts = [(part.version, part.outputs) for part in found.parts]
-        errors = msgspec.json.encode(found.errors)
-        return route.encode_batch(used, index, found.part_of, parts, errors)
+        return self.run(job, Document(route.prepare_batch, body, job, self._most), going=going).to_json(job)
 
     def predict(self, job: Job, rows: Any, entity_ids: Any = None, *, threads: int = 1) -> BatchPrediction:  # noqa: ANN401
         """Answer rows in any of the forms that `tables.sources` takes, piece by piece."""
@@ -148,7 +153,7 @@ class BatchPredictor:
         start = 0
         for given in sources(rows, entity_ids):
             try:
-                outcome = self.run(job, _work(job, given), threads=threads)
+                outcome = self.run(job, work_of(given, job), threads=threads)
             except TurnoutError as error:
                 if error.row is not None:
                     error.row += start
@@ -308,10 +313,11 @@ class _Run:
         return Outcome(count, assigned, reasons, part_of, joined, errors)
 
 
-def _work(job: Job, given: Given) -> Work:
+def work_of(given: Given, job: Job) -> Work:
+    """Route what `tables.sources` yields."""
     what, ids = given
     if isinstance(what, bytes):
-        return Document(job.serving.route, what, job.pinned, job.skip, ALL_ROWS)
+        return Document(job.serving.route.prepare_batch, what, job, ALL_ROWS)
     return Columns(job.serving.route, what, ids, job.pinned, job.skip)
 
 

@@ -65,8 +65,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_in_flight: Positive = setting(1024, "Requests that one worker has in flight; more are answered 429.")
     max_body_bytes: Positive = setting(16 * 1024**2, "The largest body of a prediction or an admin call.")
     max_batches: Positive = setting(2, "Batches that one worker answers at once; more are answered 429.")
-    max_batch_bytes: Positive = setting(256 * 1024**2, "The largest body of a batch.")
-    max_batch_rows: Positive = setting(1_000_000, "The most rows of a batch.")
+    max_batch_bytes: Positive = setting(
+        256 * 1024**2, "The largest JSON document of a batch, and the largest message of an Arrow stream."
+    )
+    max_batch_rows: Positive = setting(1_000_000, "The most rows of a document or a message.")
+    max_stream_bytes: Positive = setting(1024**4, "The most bytes of a batch that is answered as it comes.")
+    max_stream_rows: Positive = setting(10**9, "The most rows of a batch that is answered as it comes.")
     max_artifact_bytes: Positive = setting(2 * 1024**3, "The largest model that is taken over HTTP.")
     probe_seconds: Seconds = setting(
         60.0, "How long a new model may take to load and run when it is registered."

@@ -30,6 +30,7 @@ TurnoutError                    500 internal
 
 from __future__ import annotations
 
+import functools
 from typing import ClassVar
 
 
@@ -219,12 +220,37 @@ class StorageError(TurnoutError):
 
 def problem(error: TurnoutError) -> dict[str, str | int]:
     """The error as a problem document (RFC 9457, section 3.1), with our `code` and, where known, the place."""
-    place = {"row": error.row, "feature": error.feature, "position": error.position}
+    return _document(error.status, error.code, error.detail, error.row, error.feature, error.position)
+
+
+def problem_of(
+    code: str, detail: str, row: int | None, feature: str | None, position: int | None
+) -> dict[str, str | int]:
+    """The same for an error of which only the code is left."""
+    return _document(_statuses()[code], code, detail, row, feature, position)
+
+
+def _document(
+    status: int, code: str, detail: str, row: int | None, feature: str | None, position: int | None
+) -> dict[str, str | int]:
+    place = {"row": row, "feature": feature, "position": position}
     return {
-        "type": f"urn:turnout:error:{error.code}",
-        "title": error.code.replace("_", " ").capitalize(),
-        "status": error.status,
-        "detail": error.detail,
-        "code": error.code,
+        "type": f"urn:turnout:error:{code}",
+        "title": code.replace("_", " ").capitalize(),
+        "status": status,
+        "detail": detail,
+        "code": code,
         **{key: value for key, value in place.items() if value is not None},
     }
+
+
+@functools.cache
+def _statuses() -> dict[str, int]:
+    """HTTP status by code."""
+    found: dict[str, int] = {}
+    left = [TurnoutError]
+    while left:
+        kind = left.pop()
+        found.setdefault(kind.code, kind.status)
+        left += kind.__subclasses__()
+    return found
