@@ -132,7 +132,11 @@ async def batch(
     data: BatchBody,  # noqa: ARG001
     on_error: OnErrorParameter = "fail",
 ) -> Response[bytes]:
-    """Route each row to a version and answer all of them by columns, in their order."""
+    """Route each row to a version and answer all of them by columns, in their order.
+
+    Takes and gives lines (`application/x-ndjson`) and Arrow (`application/vnd.apache.arrow.stream`) as well, by
+    `Content-Type` and `Accept`; a line is the body of a single prediction, and its answer.
+    """
     return await _answer_batch(hub, request, model, None, on_error)
 
 
