@@ -9,7 +9,6 @@ import operator
 import statistics
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
+import trained
 
 import turnout
 from turnout import _core
@@ -113,29 +113,11 @@ def arrow(values: np.ndarray) -> None:
 
 def embedded(values: np.ndarray) -> None:
     """`predict_batch` with a split of two versions against their sessions alone, in the same chunks."""
-    from skl2onnx import to_onnx
-    from sklearn.ensemble import GradientBoostingClassifier
-    from sklearn.linear_model import LogisticRegression
-
     rows = np.tile(values.astype(np.float32), (10, 1))
-    labels = (values[:, :5].sum(axis=1) > 0).astype(int)
     ids = np.arange(len(rows))
     with tempfile.TemporaryDirectory() as folder, turnout.open(Path(folder) / "data") as hub:
-        for model, estimator in (
-            ("trees", GradientBoostingClassifier(n_estimators=100, max_depth=4, random_state=0)),
-            ("logistic", LogisticRegression(max_iter=1000)),
-        ):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                estimator.fit(values[:2000], labels[:2000])
-                graph = to_onnx(estimator, values[:1].astype(np.float32), options={"zipmap": False})
-            path = Path(folder) / "model.onnx"
-            for version in ("v1", "v2"):
-                graph.producer_name = version  # other bytes, the same work
-                path.write_bytes(graph.SerializeToString())
-                hub.register_version(model, version, path)
-            hub.activate_version(model, "v1")
-            hub.configure_test(model, {"v1": 0.5, "v2": 0.5})
+        trained.fill(hub)
+        for model in ("trees", "logistic"):
             hub.predict_batch(model, rows[:100], threads=1)
             serving = hub.live.current().serving(model)
             halves = np.array_split(rows, 2)

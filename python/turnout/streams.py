@@ -19,7 +19,7 @@ JSON = "application/json"
 LINES = "application/x-ndjson"
 ARROW = "application/vnd.apache.arrow.stream"
 ENTITY = "entity_id"
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 1 << 18
 """Bytes of lines that are answered together at most: some thousand rows."""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from turnout.api.asgi import Gone, Headers, Message, Receive, Send, body, received, start, until_gone
 
-AHEAD_BYTES = 1 << 20
+AHEAD_BYTES = 1 << 18
 """Bytes that are read before the thread asks for them."""
 IDLE_SECONDS = 60.0
 """How long a client may neither send what is missing nor take what is ready."""
