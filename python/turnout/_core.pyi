@@ -167,7 +167,9 @@ class Route:
         Raises InvalidRequest (with `position`) for what is not such a document, InvalidFeatures (with `feature` and
         `position`) for features that do not fit, NoActiveVersion where nothing could answer.
         """
-    def prepare_batch(self, body: bytes, pinned: int | None, skip: bool, most: int) -> _Prepared:
+    def prepare_batch(
+        self, body: bytes | NDArray[np.uint8], pinned: int | None, skip: bool, most: int
+    ) -> _Prepared:
         """Read `{"entity_ids"?: [...], "rows": [...]}` or `{"entity_ids"?, "columns": {...}}`; releases the GIL.
 
         Returns for each row the index of its version (int32, -1 where its entity id is none) and its reason (uint8);
@@ -176,7 +178,9 @@ class Route:
 
         Raises the first error of a row unless `skip`, and those of `prepare`; PayloadTooLarge past `most` rows.
         """
-    def prepare_lines(self, body: bytes, pinned: int | None, skip: bool, most: int) -> _Prepared:
+    def prepare_lines(
+        self, body: bytes | NDArray[np.uint8], pinned: int | None, skip: bool, most: int
+    ) -> _Prepared:
         """The same for lines, each of them a body of `prepare`. Unless `skip`, nothing behind a bad line is read."""
     def assign_each(
         self, ids: int | Sequence[str | int | None] | NDArray[np.int64] | NDArray[np.uint64]
@@ -209,8 +213,8 @@ class Route:
         rows: NDArray[np.int32],
         parts: Sequence[tuple[int, Sequence[NDArray[Any]]]],
         errors: bytes,
-    ) -> bytes:
-        """The JSON answer to a batch; releases the GIL.
+    ) -> NDArray[np.uint8]:
+        """The bytes of the JSON answer to a batch; releases the GIL.
 
         `labels` are indices of versions and `index` has, for each row, an index into them (-1: none); `rows` has for
         each row the index of its part (-1: no answer). A part is a version and its outputs, each of shape `[rows,
@@ -222,8 +226,8 @@ class Route:
         reasons: NDArray[np.uint8],
         parts: Sequence[tuple[int, Sequence[NDArray[Any]]]],
         problems: Sequence[bytes],
-    ) -> bytes:
-        """A line for each row: what `encode` writes, or, for a row without part, the next of `problems`."""
+    ) -> NDArray[np.uint8]:
+        """The bytes of a line for each row: what `encode` writes, or, for a row without part, the next of `problems`."""
     def encode(self, index: int, reason: int, outputs: Sequence[NDArray[Any]]) -> bytes:
         """The JSON answer, with a new prediction id (a UUID of version 7).
 

@@ -56,8 +56,8 @@ class Outcome(NamedTuple):
     parts: list[Part]
     errors: list[RowError]
 
-    def to_json(self, job: Job) -> bytes:
-        """The answer by columns."""
+    def to_json(self, job: Job) -> NDArray[np.uint8]:
+        """The bytes of the answer by columns."""
         used, index = indexed(self.assigned)
         parts = [(part.version, part.outputs) for part in self.parts]
         errors = msgspec.json.encode(self.errors)

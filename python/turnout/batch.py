@@ -27,7 +27,8 @@ FALLBACK = REASONS.index("fallback")
 PINNED = REASONS.index("pinned")
 
 
-Prepare = Callable[[bytes, int | None, bool, int], Any]
+Text = bytes | NDArray[np.uint8]
+Prepare = Callable[[Text, int | None, bool, int], Any]
 
 
 class Work(Protocol):
@@ -55,7 +56,7 @@ class Document:
         prepare: `prepare_batch` or `prepare_lines` of the job's route.
     """
 
-    def __init__(self, prepare: Prepare, body: bytes, job: Job, most: int) -> None:
+    def __init__(self, prepare: Prepare, body: Text, job: Job, most: int) -> None:
         self._prepare = prepare
         self._body = body
         self._job = job
@@ -145,7 +146,11 @@ class BatchPredictor:
         """
         job = self.job(model, version, on_error)
         route = job.serving.route
-        return self.run(job, Document(route.prepare_batch, body, job, self._most), going=going).to_json(job)
+        return (
+            self.run(job, Document(route.prepare_batch, body, job, self._most), going=going)
+            .to_json(job)
+            .tobytes()
+        )
 
     def predict(self, job: Job, rows: Any, entity_ids: Any = None, *, threads: int = 1) -> BatchPrediction:  # noqa: ANN401
         """Answer rows in any of the forms that `tables.sources` takes, piece by piece."""

@@ -7,9 +7,10 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
+import numpy as np
 
 from turnout.answers import ArrowAnswers, Job, Outcome
-from turnout.batch import BatchPredictor, Document, Work, work_of
+from turnout.batch import BatchPredictor, Document, Text, Work, work_of
 from turnout.domain import OnError, RowError
 from turnout.errors import Conflict, InvalidRequest, PayloadTooLarge, TurnoutError, problem, problem_of
 from turnout.ipc import END, Body, Guard
@@ -21,6 +22,9 @@ ARROW = "application/vnd.apache.arrow.stream"
 ENTITY = "entity_id"
 PIECE_BYTES = 1 << 18
 """Bytes of lines that are answered together at most: some thousand rows."""
+
+
+Buffer = bytes | memoryview
 
 
 class Limits(NamedTuple):
@@ -49,7 +53,7 @@ class Piece(NamedTuple):
 class Writer(Protocol):
     """Turns outcomes into bytes of a media type."""
 
-    def write(self, job: Job, found: Outcome, ids: Any, start: int) -> bytes:  # noqa: ANN401
+    def write(self, job: Job, found: Outcome, ids: Any, start: int) -> Buffer:  # noqa: ANN401
         """The answers to the rows from `start` on."""
         ...
 
@@ -70,7 +74,7 @@ def answers(
     *,
     most: int,
     going: Callable[[], bool] = lambda: True,
-) -> Iterator[bytes]:
+) -> Iterator[Buffer]:
     """Answer pieces in their order, each by the versions that serve when it is its turn.
 
     Raises what the rows raise, with `row` counted from the first of all, and PayloadTooLarge past `most` rows.
@@ -106,8 +110,8 @@ def pieces_of(kind: str, body: Body, limits: Limits) -> Iterator[Piece]:
     return _batches(body, limits) if kind == ARROW else _document(body, limits)
 
 
-def whole(body: Body, most: int) -> bytes:
-    """All of a body. Raises PayloadTooLarge past so many bytes."""
+def whole(body: Body, most: int) -> Text:
+    """All of a body, put together without the GIL. Raises PayloadTooLarge past so many bytes."""
     parts: list[bytes] = []
     size = 0
     while part := body.read1(PIECE_BYTES):
@@ -117,7 +121,9 @@ def whole(body: Body, most: int) -> bytes:
             raise PayloadTooLarge(
                 f"expected a body of at most {most} bytes, found more; see the setting max_batch_bytes"
             )
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate([np.frombuffer(part, np.uint8) for part in parts] or [np.zeros(0, np.uint8)])
 
 
 def _document(body: Body, limits: Limits) -> Iterator[Piece]:
@@ -148,7 +154,7 @@ def _of_lines(text: bytes, limits: Limits) -> Piece:
     return Piece(partial(_read_lines, text, limits.rows))
 
 
-def _read_document(text: bytes, most: int, job: Job) -> Work:
+def _read_document(text: Text, most: int, job: Job) -> Work:
     return Document(job.serving.route.prepare_batch, text, job, most)
 
 
@@ -209,9 +215,9 @@ def writer_of(kind: str) -> Writer:
 class DocumentWriter:
     """One JSON document, by columns, for rows that came in one piece."""
 
-    def write(self, job: Job, found: Outcome, ids: Any, start: int) -> bytes:  # noqa: ANN401, ARG002
+    def write(self, job: Job, found: Outcome, ids: Any, start: int) -> Buffer:  # noqa: ANN401, ARG002
         """The whole document."""
-        return found.to_json(job)
+        return found.to_json(job).data
 
     def end(self, job: Callable[[], Job]) -> bytes:
         """Nothing."""
@@ -227,11 +233,11 @@ class DocumentWriter:
 class LineWriter:
     """A line for each row: the answer of a single prediction, or a problem document."""
 
-    def write(self, job: Job, found: Outcome, ids: Any, start: int) -> bytes:  # noqa: ANN401, ARG002
+    def write(self, job: Job, found: Outcome, ids: Any, start: int) -> Buffer:  # noqa: ANN401, ARG002
         """The lines of these rows."""
         parts = [(part.version, part.outputs) for part in found.parts]
         problems = [_line_of(error.behind(start)) for error in found.errors]
-        return job.serving.route.encode_lines(found.part_of, found.reasons, parts, problems)
+        return job.serving.route.encode_lines(found.part_of, found.reasons, parts, problems).data
 
     def end(self, job: Callable[[], Job]) -> bytes:
         """Nothing."""

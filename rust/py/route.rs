@@ -26,6 +26,22 @@ use crate::features::{Layout, Schema};
 use crate::route::{Choice, Plan, Reason, Route as Core, Rules};
 use crate::table::Chosen;
 
+/// The bytes of a request, in one of the forms in which many of them are at hand without another copy.
+#[derive(FromPyObject)]
+enum Text<'py> {
+    Bytes(Bound<'py, PyBytes>),
+    Array(PyReadonlyArray1<'py, u8>),
+}
+
+impl Text<'_> {
+    fn bytes(&self) -> PyResult<&[u8]> {
+        match self {
+            Self::Bytes(bytes) => Ok(bytes.as_bytes()),
+            Self::Array(array) => Ok(array.as_slice()?),
+        }
+    }
+}
+
 /// How one version reads features and writes outputs.
 #[pyclass(frozen, module = "turnout._core")]
 pub struct VersionPlan(Arc<Plan>);
@@ -145,13 +161,13 @@ impl Route {
     fn prepare_batch<'py>(
         &self,
         py: Python<'py>,
-        body: &Bound<'py, PyBytes>,
+        body: Text<'py>,
         pinned: Option<usize>,
         skip: bool,
         most: usize,
     ) -> PyResult<batch::Prepared<'py>> {
         self.check_index(pinned)?;
-        let (route, bytes, wishes) = (&self.0, body.as_bytes(), Wishes { pinned, skip, most });
+        let (route, bytes, wishes) = (&self.0, body.bytes()?, Wishes { pinned, skip, most });
         let read = py.detach(|| route.prepare_batch(bytes, wishes));
         batch::prepared(py, read.map_err(|fault| batch::fault_to_py(&fault))?)
     }
@@ -160,13 +176,13 @@ impl Route {
     fn prepare_lines<'py>(
         &self,
         py: Python<'py>,
-        body: &Bound<'py, PyBytes>,
+        body: Text<'py>,
         pinned: Option<usize>,
         skip: bool,
         most: usize,
     ) -> PyResult<batch::Prepared<'py>> {
         self.check_index(pinned)?;
-        let (route, bytes, wishes) = (&self.0, body.as_bytes(), Wishes { pinned, skip, most });
+        let (route, bytes, wishes) = (&self.0, body.bytes()?, Wishes { pinned, skip, most });
         let read = py.detach(|| route.prepare_lines(bytes, wishes));
         batch::prepared(py, read.map_err(to_py)?)
     }
@@ -211,13 +227,13 @@ impl Route {
         rows: PyReadonlyArray1<'py, i32>,
         parts: Vec<batch::PartTuple<'py>>,
         errors: &[u8],
-    ) -> PyResult<Bound<'py, PyBytes>> {
+    ) -> PyResult<Bound<'py, PyArray1<u8>>> {
         let (route, index, parts_of) = (&self.0, index.as_slice()?, rows.as_slice()?);
         let bytes = batch::with_parts(py, &parts, |parts| {
             let rows = Rows { parts: parts_of, reasons: &[] };
             route.encode_batch(&labels, index, rows, parts, errors)
         })?;
-        Ok(PyBytes::new(py, &bytes))
+        Ok(PyArray1::from_vec(py, bytes))
     }
 
     /// A line of JSON for each row.
@@ -228,11 +244,11 @@ impl Route {
         reasons: PyReadonlyArray1<'py, u8>,
         parts: Vec<batch::PartTuple<'py>>,
         problems: Vec<Bound<'py, PyBytes>>,
-    ) -> PyResult<Bound<'py, PyBytes>> {
+    ) -> PyResult<Bound<'py, PyArray1<u8>>> {
         let (route, rows) = (&self.0, Rows { parts: rows.as_slice()?, reasons: reasons.as_slice()? });
         let problems: Vec<&[u8]> = problems.iter().map(PyBytesMethods::as_bytes).collect();
         let bytes = batch::with_parts(py, &parts, |parts| route.encode_lines(rows, parts, &problems))?;
-        Ok(PyBytes::new(py, &bytes))
+        Ok(PyArray1::from_vec(py, bytes))
     }
 
     /// The JSON answer of a version.

@@ -24,6 +24,8 @@ Headers = list[tuple[bytes, bytes]]
 JSON: Final = (b"content-type", b"application/json")
 PROBLEM: Final = (b"content-type", MEDIA_TYPE.encode())
 RETRY: Final = (b"retry-after", b"1")
+CLOSE: Final = (b"connection", b"close")
+"""For an answer to a request that is not read to its end: the connection is of no use to another (HTTP/2 ignores it)."""
 
 
 class Gone(Exception):
@@ -55,6 +57,12 @@ def announced_length(headers: dict[bytes, bytes]) -> int:
 
 
 async def whole_body(headers: dict[bytes, bytes], receive: Receive, most: int, setting: str) -> bytes:
+    """The whole body, as `body_parts` reads it."""
+    parts = await body_parts(headers, receive, most, setting)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def body_parts(headers: dict[bytes, bytes], receive: Receive, most: int, setting: str) -> list[bytes]:
     """The whole body. Nothing is read of one that says it is too large; of a chunked one, not past the limit."""
     length = announced_length(headers)
     if length > most:
@@ -63,7 +71,7 @@ async def whole_body(headers: dict[bytes, bytes], receive: Receive, most: int, s
     body: bytes = message["body"]
     # The announced length spares the wait for the empty message that says that no more comes.
     if len(body) == length or not message.get("more_body"):
-        return body
+        return [body]
     parts, size = [body], len(body)
     while size != length:
         if size > most:
@@ -75,7 +83,7 @@ async def whole_body(headers: dict[bytes, bytes], receive: Receive, most: int, s
             break
     if size > most:
         raise too_large(most, None, setting)
-    return b"".join(parts)
+    return parts
 
 
 async def received(receive: Receive) -> Message:
@@ -116,7 +124,7 @@ def body(content: bytes, *, more: bool = False) -> Message:
 async def refuse(
     hub: Turnout, error: Exception, target: Target, identity: bytes, send: Send, *headers: tuple[bytes, bytes]
 ) -> None:
-    """Answer with a problem document, and count it."""
+    """Answer with a problem document, and count it. What is still to come of the body is not read."""
     document = _document_of(error, target, identity)
     found: dict[str, Any] = document if isinstance(document, dict) else msgspec.to_builtins(document)
     hub.telemetry.reject(found["code"])

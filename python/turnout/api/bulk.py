@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import threading
 from collections.abc import Callable
 from urllib.parse import parse_qs
 
 from turnout.api.asgi import (
+    CLOSE,
     RETRY,
     Gone,
     Headers,
@@ -16,15 +16,13 @@ from turnout.api.asgi import (
     Send,
     Target,
     announced_length,
-    body,
+    body_parts,
     refuse,
-    start,
     too_large,
     until_gone,
-    whole_body,
 )
-from turnout.api.intake import Intake, Outlet, patient
-from turnout.api.media import answer_coding, answer_kind, decoded, encoder, kind_of, packed
+from turnout.api.intake import Intake, Outlet, Parts, patient
+from turnout.api.media import answer_coding, answer_kind, decoded, encoder, kind_of
 from turnout.api.problems import unexpected
 from turnout.domain import OnError
 from turnout.errors import InvalidRequest, TooManyRequests, TurnoutError, UnsupportedMediaType
@@ -36,6 +34,7 @@ from turnout.streams import JSON, Asked, Limits, answers, pieces_of, writer_of
 SMALL_BYTES = 1 << 20
 """Bodies up to here are answered in one piece whatever they hold: an error of any row is an error of the request then."""
 WORTH_PACKING = 1024
+PART_BYTES = 1 << 18
 
 
 class Order:
@@ -46,7 +45,7 @@ class Order:
         self.kind = kind_of(headers.get(b"content-type"))
         self.answer = answer_kind(self.kind, headers.get(b"accept"))
         self.coding = headers.get(b"content-encoding")
-        decoded(io.BytesIO(), self.coding)
+        decoded(Parts([]), self.coding)
         self.packing = answer_coding(headers.get(b"accept-encoding"))
         self.length = announced_length(headers)
 
@@ -54,6 +53,24 @@ class Order:
         """The headers of the answer."""
         found = [(b"content-type", self.answer.encode()), (b"x-request-id", identity)]
         return [*found, (b"content-encoding", packing)] if packing else found
+
+
+class _Slot:
+    """The place of one batch among those that are answered at once; free when the last of its answer is on its way.
+
+    `read` says whether the whole body was read.
+    """
+
+    def __init__(self, bulk: Bulk) -> None:
+        self._bulk: Bulk | None = bulk
+        bulk.in_flight += 1
+        self.read = False
+
+    def free(self) -> None:
+        """Idempotent."""
+        if self._bulk is not None:
+            self._bulk.in_flight -= 1
+            self._bulk = None
 
 
 class Bulk:
@@ -80,53 +97,70 @@ class Bulk:
         """Answer a batch (ASGI)."""
         if self.in_flight >= self._most:
             full = f"{self._most} batches are being answered on this worker, as many as may be; try again"
-            await refuse(self._hub, TooManyRequests(full), target, identity, send, RETRY)
+            await refuse(self._hub, TooManyRequests(full), target, identity, send, RETRY, CLOSE)
             return
-        self.in_flight += 1
+        slot = _Slot(self)
         try:
             order = Order(target, query, headers)
             if order.kind == JSON or 0 <= order.length <= SMALL_BYTES:
-                await self._whole(order, headers, identity, receive, send)
+                await self._whole(order, headers, identity, slot, receive, send)
             else:
-                await self._stream(order, identity, receive, send)
+                await self._stream(order, identity, slot, receive, send)
         except Gone:
             return
-        except UnsupportedMediaType as error:
-            await refuse(self._hub, error, target, identity, send, (b"accept-encoding", b"gzip, zstd"))
         except Exception as error:  # noqa: BLE001
-            await refuse(self._hub, error, target, identity, send)
+            slot.free()
+            more: Headers = [] if slot.read else [CLOSE]
+            if isinstance(error, UnsupportedMediaType):
+                more.append((b"accept-encoding", b"gzip, zstd"))
+            await refuse(self._hub, error, target, identity, send, *more)
         finally:
-            self.in_flight -= 1
+            slot.free()
 
     # --- in one piece -------------------------------------------------------------------------------------------
 
     async def _whole(
-        self, order: Order, headers: dict[bytes, bytes], identity: bytes, receive: Receive, send: Send
+        self,
+        order: Order,
+        headers: dict[bytes, bytes],
+        identity: bytes,
+        slot: _Slot,
+        receive: Receive,
+        send: Send,
     ) -> None:
-        content = await whole_body(
+        parts = await body_parts(
             headers, lambda: patient(receive), self._document.document, "max_batch_bytes"
         )
+        slot.read = True
         answer, packing = await self._in_thread(
-            lambda going: self._document_of(order, io.BytesIO(content), going), receive
+            lambda going: self._document_of(order, Parts(parts), going), receive
         )
-        await send(start(200, order.headers(identity, packing)))
-        await send(body(answer))
+        outlet = Outlet(send, order.headers(identity, packing))
+        while len(answer) > PART_BYTES:
+            await outlet.send(answer[:PART_BYTES])
+            answer = answer[PART_BYTES:]
+        slot.free()
+        await outlet.send(answer, more=False)
 
     def _document_of(
         self, order: Order, content: Body, going: Callable[[], bool]
-    ) -> tuple[bytes, bytes | None]:
+    ) -> tuple[memoryview, bytes | None]:
         """The answer, and its coding."""
         pieces = pieces_of(order.kind, decoded(content, order.coding), self._document)
         writer = writer_of(order.answer)
-        found = answers(self._hub.batches, order.asked, pieces, writer, most=self._document.rows, going=going)
-        answer = b"".join(found)
-        if order.packing is None or len(answer) < WORTH_PACKING:
-            return answer, None
-        return packed(order.packing, answer), order.packing
+        found = list(
+            answers(self._hub.batches, order.asked, pieces, writer, most=self._document.rows, going=going)
+        )
+        packing = order.packing if sum(map(len, found)) >= WORTH_PACKING else None
+        if packing is not None:
+            packer = encoder(packing)
+            found = [*map(packer.add, found), packer.end()]
+        found = [part for part in found if len(part)]
+        return memoryview(found[0] if len(found) == 1 else b"".join(found)), packing
 
     async def _in_thread(
-        self, work: Callable[[Callable[[], bool]], tuple[bytes, bytes | None]], receive: Receive
-    ) -> tuple[bytes, bytes | None]:
+        self, work: Callable[[Callable[[], bool]], tuple[memoryview, bytes | None]], receive: Receive
+    ) -> tuple[memoryview, bytes | None]:
         """Run a batch in a thread, which ends after the chunk that it is at when the client goes."""
         abandoned = threading.Event()
         answer = asyncio.wrap_future(self._hub.batch_pool.submit(work, lambda: not abandoned.is_set()))
@@ -145,7 +179,7 @@ class Bulk:
 
     # --- while it arrives ---------------------------------------------------------------------------------------
 
-    async def _stream(self, order: Order, identity: bytes, receive: Receive, send: Send) -> None:
+    async def _stream(self, order: Order, identity: bytes, slot: _Slot, receive: Receive, send: Send) -> None:
         if order.length > self._stream_bytes:
             raise too_large(self._stream_bytes, order.length, "max_stream_bytes")
         intake = Intake()
@@ -158,10 +192,13 @@ class Bulk:
             intake.abandon(Gone())
             pump.cancel()
         error = working.exception()
-        if error is not None and (not outlet.begun or isinstance(error, Gone)):
+        if error is None:
+            slot.free()
+            await outlet.send(b"", more=False)
+            return
+        if not outlet.begun or isinstance(error, Gone):
             raise error
-        if error is not None:
-            self._broken_off(error, order, identity)
+        self._broken_off(error, order, identity)
 
     def _broken_off(self, error: BaseException, order: Order, identity: bytes) -> None:
         """The answer was begun and is not ended, so that nobody takes what has come for all of it."""
@@ -189,7 +226,7 @@ class Bulk:
                 going=lambda: not intake.gone,
             ):
                 outlet.write(packer.add(part))
-            outlet.write(packer.end(), more=False)
+            outlet.write(packer.end())
         except TurnoutError as error:
             last = writer.failed(error) if outlet.begun else b""
             if last:

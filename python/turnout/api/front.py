@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from turnout.api.asgi import (
+    CLOSE,
     JSON,
     PROBLEM,
     RETRY,
@@ -33,7 +34,7 @@ from turnout.api.asgi import (
 )
 from turnout.api.bulk import Bulk
 from turnout.api.patience import Patience
-from turnout.errors import TooManyRequests, UnsupportedMediaType
+from turnout.errors import PayloadTooLarge, TooManyRequests, UnsupportedMediaType
 from turnout.log import log
 from turnout.service import Turnout
 
@@ -110,7 +111,8 @@ class Front:
         except Gone:
             return
         except Exception as error:  # noqa: BLE001
-            await refuse(self._hub, error, target, identity, send)
+            unread = isinstance(error, PayloadTooLarge | TimeoutError)
+            await refuse(self._hub, error, target, identity, send, *([CLOSE] if unread else []))
             return
         finally:
             self.in_flight -= 1

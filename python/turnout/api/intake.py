@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from concurrent.futures import Future
-from typing import Any
 
 from turnout.api.asgi import Gone, Headers, Message, Receive, Send, body, received, start, until_gone
+from turnout.streams import Buffer
 
 AHEAD_BYTES = 1 << 18
 """Bytes that are read before the thread asks for them."""
@@ -22,6 +21,21 @@ async def patient(receive: Receive) -> Message:
         return await asyncio.wait_for(received(receive), IDLE_SECONDS)
     except TimeoutError:
         raise TimeoutError(f"expected the next part of the body within {IDLE_SECONDS:g} seconds") from None
+
+
+class Parts:
+    """A body that is here already."""
+
+    def __init__(self, parts: list[bytes]) -> None:
+        self._parts = deque(parts)
+
+    def read1(self, size: int = -1, /) -> bytes:
+        """At most `size` bytes; none at the end."""
+        part = self._parts.popleft() if self._parts else b""
+        if 0 <= size < len(part):
+            self._parts.appendleft(part[size:])
+            return part[:size]
+        return part
 
 
 class Intake:
@@ -98,7 +112,7 @@ class Intake:
 
 
 class Outlet:
-    """The answer to a request, sent by a thread; each part waits until the client takes it."""
+    """The answer to a request; each part waits until the client takes it."""
 
     def __init__(self, send: Send, headers: Headers) -> None:
         self.begun = False
@@ -106,20 +120,17 @@ class Outlet:
         self._send = send
         self._headers = headers
 
-    def write(self, content: bytes, *, more: bool = True) -> None:
-        """Send a part. Raises Gone where nobody takes it."""
-        if not self.begun:
-            self.begun = True
-            self._wait(start(200, self._headers))
-        if content or not more:
-            self._wait(body(content, more=more))
+    def write(self, content: Buffer) -> None:
+        """Send a part from a thread. Raises Gone where nobody takes it."""
+        asyncio.run_coroutine_threadsafe(self.send(content), self._loop).result()
 
-    def _wait(self, message: Message) -> None:
-        sending: Future[Any] = asyncio.run_coroutine_threadsafe(self._sent(message), self._loop)
-        sending.result()
-
-    async def _sent(self, message: Message) -> None:
+    async def send(self, content: Buffer, *, more: bool = True) -> None:
+        """Send a part, and before the first one the head."""
         try:
-            await asyncio.wait_for(self._send(message), IDLE_SECONDS)
+            if not self.begun:
+                self.begun = True
+                await asyncio.wait_for(self._send(start(200, self._headers)), IDLE_SECONDS)
+            if len(content) or not more:
+                await asyncio.wait_for(self._send(body(bytes(content), more=more)), IDLE_SECONDS)
         except TimeoutError:
             raise Gone from None

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from turnout.errors import InvalidRequest, NotAcceptable, UnsupportedMediaType
 from turnout.ipc import Body
-from turnout.streams import ARROW, JSON, LINES
+from turnout.streams import ARROW, JSON, LINES, Buffer
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -121,7 +121,7 @@ class _Decoded:
 class Encoder(Protocol):
     """Packs an answer part by part."""
 
-    def add(self, part: bytes) -> bytes:
+    def add(self, part: Buffer) -> Buffer:
         """What has to be sent so that the client can read this part."""
         ...
 
@@ -138,7 +138,7 @@ def encoder(coding: bytes | None) -> Encoder:
 
 
 class _Identity:
-    def add(self, part: bytes) -> bytes:
+    def add(self, part: Buffer) -> Buffer:
         return part
 
     def end(self) -> bytes:
@@ -149,7 +149,7 @@ class _Gzip:
     def __init__(self) -> None:
         self._inner = zlib.compressobj(FAST, wbits=GZIP_WINDOW)
 
-    def add(self, part: bytes) -> bytes:
+    def add(self, part: Buffer) -> Buffer:
         return self._inner.compress(part) + self._inner.flush(zlib.Z_SYNC_FLUSH)
 
     def end(self) -> bytes:
@@ -160,14 +160,8 @@ class _Zstd:
     def __init__(self) -> None:
         self._inner = zstd.ZstdCompressor(FAST)
 
-    def add(self, part: bytes) -> bytes:
+    def add(self, part: Buffer) -> Buffer:
         return self._inner.compress(part, zstd.ZstdCompressor.FLUSH_BLOCK)
 
     def end(self) -> bytes:
         return self._inner.flush()
-
-
-def packed(coding: bytes | None, content: bytes) -> bytes:
-    """All of an answer."""
-    packer = encoder(coding)
-    return packer.add(content) + packer.end()
