@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -193,6 +195,33 @@ def test_chunks_and_threads_change_nothing(hub: Turnout, monkeypatch: pytest.Mon
             assert np.allclose(part.outputs[name], values, rtol=1e-5, atol=1e-6), name
     names = hub.assign_many("trees", ids)
     assert [whole.versions[i] for i in whole.version_index] == [names[1][i] for i in names[0]]
+
+
+def test_tables_of_pandas_and_polars_are_what_their_rows_are(hub: Turnout) -> None:
+    arms(hub, 5)
+    columns = {"a": [1.5, None, 3.0, -4.0], "b": [1, 2, 3, 4]}
+    ids = ["x", "y", "z", "w"]
+    expected = hub.predict_batch("split", pa.table(columns), entity_ids=ids, on_error="skip")
+    assert len(expected.errors) < len(ids)
+    frames = [
+        pd.DataFrame({**columns, "entity_id": ids}, index=[7, 3, 3, 1]),
+        pd.DataFrame({"entity_id": pd.Categorical(ids), **columns}).astype({"b": "Int64", "a": "float32"}),
+        pl.DataFrame({**columns, "entity_id": ids}),
+        pl.DataFrame({**columns, "entity_id": ids}).cast({"entity_id": pl.Categorical, "b": pl.UInt8}),
+    ]
+    for frame in frames:
+        found = hub.predict_batch("split", frame, on_error="skip")
+        assert str(found.to_arrow().to_pylist()) == str(expected.to_arrow().to_pylist())  # NaN is not itself
+    mixed = {
+        "amount": [1.5, 2.5],
+        "count": [3, 4],
+        "kind": ["a", "b"],
+    }
+    names = [feature.name for feature in hub.get_version("mixed", "v1").features]
+    rows = dict(zip(names, mixed.values(), strict=True))
+    whole = hub.predict_batch("mixed", rows).to_arrow()
+    for frame in (pd.DataFrame(rows), pd.DataFrame(rows).astype({names[2]: "category"}), pl.DataFrame(rows)):
+        assert hub.predict_batch("mixed", frame).to_arrow() == whole
 
 
 def test_a_batch_without_rows(hub: Turnout) -> None:

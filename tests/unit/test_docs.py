@@ -160,12 +160,12 @@ def python_of(page: str) -> str:
     return "\n".join(re.findall(r"^```python\n(.*?)^```", text(page), re.DOTALL | re.MULTILINE))
 
 
-def run(code: str | Path, folder: Path) -> str:
+def run(code: str | Path, folder: Path, *arguments: str) -> str:
     """Run Python in a process and a folder of its own; what it printed."""
     argument = [str(code)] if isinstance(code, Path) else ["-c", code]
     path = str(ROOT / "python")
     done = subprocess.run(
-        [sys.executable, *argument],
+        [sys.executable, *argument, *arguments],
         cwd=folder,
         env={"PYTHONPATH": path, "PATH": "", "HOME": str(folder), "LOGNAME": "reader"},
         capture_output=True,
@@ -192,6 +192,13 @@ def test_the_python_of_a_page_runs(page: str, models: Path, tmp_path: Path) -> N
     code = python_of(page)
     assert code.count("hub.") > 10
     run(code, tmp_path)
+
+
+def test_the_example_of_a_benchmark_runs_and_plots(tmp_path: Path) -> None:
+    printed = run(ROOT / "examples" / "benchmark.py", tmp_path, "latency.png")
+    assert "million ids a second" in printed
+    assert printed.count("ns a row") == 3
+    assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_example_of_embedding_runs(tmp_path: Path) -> None:
