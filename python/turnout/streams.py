@@ -20,6 +20,8 @@ JSON = "application/json"
 LINES = "application/x-ndjson"
 ARROW = "application/vnd.apache.arrow.stream"
 ENTITY = "entity_id"
+MOST_COLUMNS = 10_000
+"""Columns of a stream of Arrow: without values they cost its sender a few bytes each, and us much more."""
 PIECE_BYTES = 1 << 18
 """Bytes of lines that are answered together at most: some thousand rows."""
 
@@ -166,6 +168,8 @@ def _batches(body: Body, limits: Limits) -> Iterator[Piece]:
     pa = load_pyarrow()
     try:
         reader = pa.ipc.open_stream(pa.PythonFile(Guard(body, limits.document), "r"))
+        if len(reader.schema) > MOST_COLUMNS:
+            raise PayloadTooLarge(f"expected at most {MOST_COLUMNS} columns, found {len(reader.schema)}")
         while True:
             try:
                 batch = reader.read_next_batch()

@@ -133,8 +133,6 @@ def _column(pa: Any, name: str, array: Any, buffers: list[NDArray[Any]]) -> Colu
         array = array.cast(pa.large_string())
     elif pa.types.is_decimal(kind) or pa.types.is_float16(kind):
         array = array.cast(pa.float64())
-    elif pa.types.is_null(kind):
-        array = array.cast(pa.float32())
     kind = array.type
     parts = array.buffers()
 
@@ -146,6 +144,9 @@ def _column(pa: Any, name: str, array: Any, buffers: list[NDArray[Any]]) -> Colu
         )
         return len(buffers) - 1
 
+    if pa.types.is_null(kind):  # one value that stands for all rows, and is none
+        buffers += [np.zeros(1, np.float32), np.zeros(-(-len(array) // 8), np.uint8)]
+        return (len(buffers) - 2, None, 0, 0, len(buffers) - 1, 0, False)
     valid = hold(parts[0], np.uint8) if array.null_count else None
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         offsets = hold(parts[1], np.int64 if pa.types.is_large_string(kind) else np.int32)

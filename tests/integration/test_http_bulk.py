@@ -289,15 +289,22 @@ def test_a_stream_goes_on_with_the_versions_of_the_moment(server: Server) -> Non
 
 def hostile() -> Iterator[tuple[str, str, bytes, dict[str, str], int]]:
     """Name, media type, body, headers, status."""
-    table = pa.table({"a": [1.0, 2.0], "b": [1.0, 2.0]})
-    good = stream(table, 10)
-    packed = gzip.compress(written(LINES))
+    yield from hostile_json()
+    yield from hostile_packing()
+    yield from hostile_arrow()
+
+
+def hostile_json() -> Iterator[tuple[str, str, bytes, dict[str, str], int]]:
     yield "deep", KINDS[0], b'{"rows":' + b"[" * 100_000, {}, 400
     yield "deep line", LINES, b'{"features":' + b"[" * 100_000, {}, 400
     yield "infinite", LINES, b'{"features":[1e999,1]}', {}, 400
     yield "twice", LINES, b'{"features":[1,1],"features":[1,1]}', {}, 400
     yield "twice in a row", LINES, b'{"features":{"a":1,"a":1,"b":1}}', {}, 400
     yield "unequal columns", KINDS[0], b'{"columns":{"a":[1,2],"b":[1]}}', {}, 400
+
+
+def hostile_packing() -> Iterator[tuple[str, str, bytes, dict[str, str], int]]:
+    packed = gzip.compress(written(LINES))
     yield "not gzip", LINES, b"nonsense", {"Content-Encoding": "gzip"}, 400
     yield "broken gzip", LINES, packed[: len(packed) // 2], {"Content-Encoding": "gzip"}, 400
     yield "false sum", LINES, packed[:-8] + bytes(8), {"Content-Encoding": "gzip"}, 400
@@ -312,6 +319,11 @@ def hostile() -> Iterator[tuple[str, str, bytes, dict[str, str], int]]:
     bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(300)) + packer.flush()
     for kind in KINDS:
         yield f"bomb {kind}", kind, bomb, {"Content-Encoding": "gzip"}, 400 if kind == ARROW else 413
+
+
+def hostile_arrow() -> Iterator[tuple[str, str, bytes, dict[str, str], int]]:
+    table = pa.table({"a": [1.0, 2.0], "b": [1.0, 2.0]})
+    good = stream(table, 10)
     yield "not Arrow", ARROW, b"nonsense" * 100, {}, 413
     yield "empty", ARROW, b"", {}, 400
     for size in (3, 7, 50, len(good) - 20):
@@ -333,6 +345,13 @@ def hostile() -> Iterator[tuple[str, str, bytes, dict[str, str], int]]:
     yield "not UTF-8", ARROW, stream(pa.table({"entity_id": text, "a": [1.0], "b": [1.0]}), 10), {}, 400
     often = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array(["x" * 1_000_000]))
     yield "one text often", ARROW, stream(pa.table({"a": often, "b": [1.0] * 1000}), 1000), {}, 413
+    nulls = pa.nulls(1)
+    many = pa.table([nulls] * 10_001, names=[f"n{column}" for column in range(10_001)])
+    yield "many columns", ARROW, stream(many, 10), {}, 413
+    yield "nulls", ARROW, stream(pa.table({"a": pa.nulls(900_000), "b": pa.nulls(900_000)}), 900_000), {}, 400
+    few = stream(pa.table({"a": pa.nulls(77_777)}), 77_777)
+    many_rows = few.replace(struct.pack("<q", 77_777), struct.pack("<q", 2**40))
+    yield "more rows than may be", ARROW, many_rows, {}, 413
     small = stream(table, 10, compression="zstd")
     sizes = struct.pack("<q", 16)
     assert sizes in small

@@ -224,6 +224,14 @@ def test_tables_of_pandas_and_polars_are_what_their_rows_are(hub: Turnout) -> No
         assert hub.predict_batch("mixed", frame).to_arrow() == whole
 
 
+def test_a_column_of_nulls_is_missing_in_every_row(hub: Turnout) -> None:
+    for rows in (1, 8, 9, 1000):
+        table = pa.table({"a": pa.nulls(rows), "b": np.ones(rows)})
+        found = hub.predict_batch("split", table, version="v3")
+        assert np.isnan(found.outputs["probabilities"]).all()  # nullable there, and NaN to the model
+        assert len(hub.predict_batch("split", table, version="v1", on_error="skip").errors) == rows
+
+
 def test_a_batch_without_rows(hub: Turnout) -> None:
     for rows in (
         [],

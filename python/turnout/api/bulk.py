@@ -128,12 +128,12 @@ class Bulk:
         receive: Receive,
         send: Send,
     ) -> None:
-        parts = await body_parts(
-            headers, lambda: patient(receive), self._document.document, "max_batch_bytes"
+        content = Parts(
+            await body_parts(headers, lambda: patient(receive), self._document.document, "max_batch_bytes")
         )
         slot.read = True
         answer, packing = await self._in_thread(
-            lambda going: self._document_of(order, Parts(parts), going), receive
+            lambda going: self._document_of(order, content, going), receive
         )
         outlet = Outlet(send, order.headers(identity, packing))
         while len(answer) > PART_BYTES:
