@@ -164,7 +164,7 @@ impl<'a> Packer<'a> {
 
     fn read(&mut self, reader: &mut Reader<'a>) -> std::result::Result<(), Fault> {
         let settled = self.route.settled(self.wishes.pinned);
-        let (mut entities, mut rows) = (false, None);
+        let (mut entities, mut rows, mut guessed) = (false, None, false);
         reader.require(b'{', "expected an object with \"rows\" or \"columns\"")?;
         let mut more = reader.first(b'}');
         while more {
@@ -174,6 +174,12 @@ impl<'a> Packer<'a> {
             match &*key {
                 "entity_ids" if !entities => {
                     entities = true;
+                    if let Some((place, true)) = rows
+                        && guessed
+                    {
+                        *self = Self::new(self.route, self.wishes);
+                        rows = Some((place, false));
+                    }
                     let (start, faults) = (reader.clone(), self.faults.len());
                     self.entities(reader)?;
                     if let Some((place, true)) = rows
@@ -188,12 +194,18 @@ impl<'a> Packer<'a> {
                 }
                 "rows" | "columns" if rows.is_none() => {
                     let place = (key == "columns", reader.position());
-                    if entities || settled {
-                        self.rows_at(reader, place.0, entities)?;
-                        rows = Some((place, true));
-                    } else {
-                        reader.skip()?;
-                        rows = Some((place, false));
+                    let start = reader.clone();
+                    guessed = !entities && !settled;
+                    // Most often no entity ids follow; should they, all is read once more.
+                    match self.rows_at(reader, place.0, entities) {
+                        Ok(()) => rows = Some((place, true)),
+                        Err(fault) if !guessed => return Err(fault),
+                        Err(_) => {
+                            *self = Self::new(self.route, self.wishes);
+                            *reader = start;
+                            reader.skip()?;
+                            rows = Some((place, false));
+                        }
                     }
                 }
                 "entity_ids" | "rows" | "columns" => return Err(duplicate(&key, start).into()),

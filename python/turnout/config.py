@@ -64,7 +64,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fallback: bool = setting(True, "Whether the active version answers when another arm fails at run time.")
     max_in_flight: Positive = setting(1024, "Requests that one worker has in flight; more are answered 429.")
     max_body_bytes: Positive = setting(16 * 1024**2, "The largest body of a prediction or an admin call.")
-    max_batches: Positive = setting(2, "Batches that one worker answers at once; more are answered 429.")
+    max_batches: Positive = setting(8, "Batches that one worker answers at once; more are answered 429.")
     max_batch_bytes: Positive = setting(
         256 * 1024**2, "The largest JSON document of a batch, and the largest message of an Arrow stream."
     )
