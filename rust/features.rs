@@ -23,7 +23,7 @@ pub struct Schema {
     pub(crate) names: Names,
     takes_objects: bool,
     /// Whether all of it is one buffer of singles.
-    singles: bool,
+    pub(crate) singles: bool,
 }
 
 /// Rows that are being packed.

@@ -223,6 +223,9 @@ impl Schema {
         chosen: Chosen<'_>,
         skip: bool,
     ) -> Packed<'a> {
+        if let Some(values) = self.copy_rows(sources, bound, chosen) {
+            return Packed { columns: vec![Column::F32(values)], rows: chosen.len(), faults: Vec::new() };
+        }
         let mut rows = self.rows(chosen.len());
         self.resize(&mut rows, chosen.len());
         let mut columns = rows.into_columns();
@@ -244,6 +247,43 @@ impl Schema {
             }
         }
         Packed { columns, rows: chosen.len() - gone.len(), faults }
+    }
+
+    /// Rows that lie in memory as the matrix wants them, copied whole; None where they do not, or one has a value
+    /// that has to be looked at.
+    fn copy_rows(&self, sources: &[Source<'_>], bound: &[Option<usize>], chosen: Chosen<'_>) -> Option<Vec<f32>> {
+        let width = self.len();
+        let first = sources.get((*bound.first()?)?)?;
+        let Values::Numbers(Slice::F32(values)) = first.values else { return None };
+        let side_by_side = self.singles
+            && self.features.iter().all(Feature::is_float)
+            && bound.iter().enumerate().all(|(index, source)| {
+                source.and_then(|source| sources.get(source)).is_some_and(|source| {
+                    source.valid.is_none()
+                        && source.stride == first.stride
+                        && source.start.checked_sub(index) == Some(first.start)
+                        && matches!(source.values, Values::Numbers(Slice::F32(other)) if std::ptr::eq(other, values))
+                })
+            });
+        if !side_by_side {
+            return None;
+        }
+        let mut copied = Vec::with_capacity(chosen.len().checked_mul(width)?);
+        let place = |row: usize| row.checked_mul(first.stride)?.checked_add(first.start);
+        match chosen {
+            Chosen::Range(row, count) if first.stride == width => {
+                let from = place(row)?;
+                copied.extend_from_slice(values.get(from..from.checked_add(count.checked_mul(width)?)?)?);
+            }
+            _ => {
+                for index in 0..chosen.len() {
+                    let from = place(chosen.row(index))?;
+                    copied.extend_from_slice(values.get(from..from.checked_add(width)?)?);
+                }
+            }
+        }
+        let fits = copied.iter().fold(true, |fits, value| fits & value.is_finite());
+        fits.then_some(copied)
     }
 
     fn pack_block<'a>(
