@@ -9,6 +9,7 @@ hub.predict("churn", {"totalSpent": 12.5, "accountAge": 90}, entity_id="user-123
 from turnout import errors
 from turnout._core import __version__
 from turnout.answers import BatchPrediction
+from turnout.bundle import Bundle
 from turnout.config import Settings
 from turnout.domain import (
     Arm,
@@ -37,6 +38,7 @@ __all__ = [
     "Assignment",
     "AuditEvent",
     "BatchPrediction",
+    "Bundle",
     "Change",
     "Comparison",
     "Deployment",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
 
@@ -13,7 +14,7 @@ import msgspec
 
 from turnout.artifacts import CHUNK, Artifacts, Staged, Writer
 from turnout.documents import Document, parse
-from turnout.domain import ArtifactFile
+from turnout.domain import Artifact, ArtifactFile
 from turnout.errors import InvalidDocument, StorageError
 
 DOCUMENT_NAME = "registry.json"
@@ -21,15 +22,19 @@ ARTIFACTS_NAME = "artifacts/sha256"
 MAX_DOCUMENT_BYTES = 256 * 1024**2
 
 
-def write_archive(document: Document, artifacts: Artifacts, file: IO[bytes]) -> None:
-    """Write a tar of the document and every model file that it names, as a stream; the same bytes each time.
+def write_archive(
+    document: Document, artifacts: Artifacts, file: IO[bytes], only: Collection[str] | None = None
+) -> None:
+    """Write a tar of the document and the model files that it names, as a stream; the same bytes each time.
 
-    Raises StorageError where a model file is damaged, or was deleted meanwhile.
+    With `only`, of the model files those of these artifacts, by digest. Raises StorageError where a model file is damaged, or was deleted meanwhile.
     """
     with tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as tar:
         text = msgspec.json.encode(document, order="deterministic")
         tar.addfile(_info(DOCUMENT_NAME, len(text)), io.BytesIO(text))
         for digest, artifact in document.artifacts.items():
+            if only is not None and digest not in only:
+                continue
             folder = artifacts.verify(artifact).parent
             for part in artifact.files:
                 try:
@@ -69,7 +74,7 @@ def read_archive(file: IO[bytes], artifacts: Artifacts) -> tuple[Document, dict[
     """
     folders: dict[str, Path] = {}
     try:
-        with tarfile.open(fileobj=cast("IO[bytes]", _Bounded(file)), mode="r:") as tar:
+        with _reading(file) as tar:
             members = iter(tar)
             document = _first_document(tar, next(members, None))
             wanted = _members(document)
@@ -82,12 +87,49 @@ def read_archive(file: IO[bytes], artifacts: Artifacts) -> tuple[Document, dict[
         return document, {
             digest: artifacts.staged(folder, list(known[digest].files)) for digest, folder in folders.items()
         }
-    except BaseException as error:
+    except BaseException:
         for folder in folders.values():
             shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, tarfile.TarError | ValueError | OverflowError | RecursionError | EOFError):
-            raise InvalidDocument(f"expected a tar written by an export: {error}") from error
         raise
+
+
+def read_document(file: IO[bytes]) -> tuple[Document, frozenset[str]]:
+    """The document of a tar, and the digests of the artifacts that it carries whole. Raises InvalidDocument."""
+    with _reading(file) as tar:
+        document = _first_document(tar, tar.next())
+        names = set(tar.getnames())
+    carried = (
+        digest
+        for digest, artifact in document.artifacts.items()
+        if names.issuperset(f"{ARTIFACTS_NAME}/{digest}/{part.path}" for part in artifact.files)
+    )
+    return document, frozenset(carried)
+
+
+def read_artifact(file: IO[bytes], artifact: Artifact, folder: Path) -> Path:
+    """Take the files of one artifact of a tar into a folder and verify them; where the graph lies.
+
+    Raises InvalidDocument where one is missing or is not what its digest says, StorageError on a full disk.
+    """
+    with _reading(file) as tar:
+        for part in artifact.files:
+            name = f"{ARTIFACTS_NAME}/{artifact.sha256}/{part.path}"
+            try:
+                info = tar.getmember(name)
+            except KeyError:
+                raise InvalidDocument(f"the archive does not hold {name!r}") from None
+            _write(tar, info, _checked(info, part), folder)
+    return folder / artifact.files[0].path
+
+
+@contextmanager
+def _reading(file: IO[bytes]) -> Generator[tarfile.TarFile]:
+    """The tar in a file. Raises InvalidDocument for whatever is wrong with it."""
+    try:
+        with tarfile.open(fileobj=cast("IO[bytes]", _Bounded(file)), mode="r:") as tar:
+            yield tar
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
+        raise InvalidDocument(f"expected a tar written by an export: {error}") from error
 
 
 def _first_document(tar: tarfile.TarFile, info: tarfile.TarInfo | None) -> Document:
@@ -125,13 +167,22 @@ def _take(
     folders: dict[str, Path],
     artifacts: Artifacts,
 ) -> None:
-    found = wanted.pop(info.name, None)
-    if found is None or not info.isfile() or info.issparse() or info.size != found[1].size:
-        raise InvalidDocument(f"the archive holds {info.name!r}, which is no model file of its document")
-    digest, part = found
+    digest, named = wanted.pop(info.name, ("", None))
+    part = _checked(info, named)
     if digest not in folders:
         folders[digest] = artifacts.aside()
-    writer = Writer(folders[digest], part.path, part.size)
+    _write(tar, info, part, folders[digest])
+
+
+def _checked(info: tarfile.TarInfo, part: ArtifactFile | None) -> ArtifactFile:
+    if part is None or not info.isfile() or info.issparse() or info.size != part.size:
+        raise InvalidDocument(f"the archive holds {info.name!r}, which is no model file of its document")
+    return part
+
+
+def _write(tar: tarfile.TarFile, info: tarfile.TarInfo, part: ArtifactFile, folder: Path) -> None:
+    """Take a member into a folder. Raises InvalidDocument where it is not what its digest says."""
+    writer = Writer(folder, part.path, part.size)
     try:
         for chunk in _content(tar, info):
             writer.write(chunk)

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from turnout import _core
 from turnout.answers import BatchPrediction, Job, Outcome, Part, Rows, distinct
 from turnout.domain import REASONS, OnError, RowError, Version
+from turnout.engine import Session
 from turnout.errors import InvalidRequest, PredictionFailed, TurnoutError
-from turnout.live import Live
 from turnout.log import log
-from turnout.router import as_list, check_entity
+from turnout.router import Lane, Snapshot, as_list, check_entity
 from turnout.tables import Given, sources
 from turnout.telemetry import BATCH, Telemetry
 
@@ -46,6 +46,18 @@ class Work(Protocol):
 
     def pinned(self, version: int) -> Work:
         """The same rows, all of them for one version."""
+        ...
+
+
+class Served(Protocol):
+    """What answers come from: models as they are now, and the sessions of their versions."""
+
+    def current(self) -> Snapshot:
+        """The models."""
+        ...
+
+    def session(self, lane: Lane) -> Session:
+        """The session of a version."""
         ...
 
 
@@ -126,7 +138,7 @@ class BatchPredictor:
         most: rows of one batch that came as JSON over HTTP.
     """
 
-    def __init__(self, live: Live, telemetry: Telemetry, *, fallback: bool, most: int) -> None:
+    def __init__(self, live: Served, telemetry: Telemetry, *, fallback: bool, most: int) -> None:
         self._live = live
         self._telemetry = telemetry
         self._fallback = fallback
@@ -198,7 +210,7 @@ class _Run:
 
     def __init__(
         self,
-        live: Live,
+        live: Served,
         telemetry: Telemetry,
         job: Job,
         work: Work,

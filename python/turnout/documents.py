@@ -15,6 +15,7 @@ from turnout.artifacts import GRAPH, artifact_of, relative
 from turnout.domain import Artifact, Deployment, LedgerRevision, Model, Test, Version, check_name
 from turnout.errors import InvalidDocument, TurnoutError
 from turnout.records import MAX_NUMBER, Records, test_number
+from turnout.router import ModelRecord
 from turnout.transitions import (
     KEPT_FORMER,
     MAX_OVERRIDE_ID_BYTES,
@@ -61,6 +62,19 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def document_of(r: Records) -> Document:
     """The registry as one document, from one consistent state."""
     return Document(models=tuple(model_of(r, head) for head in r.models()))
+
+
+def record_of(document: ModelDocument) -> ModelRecord:
+    """What routing needs of a model, as `Records.record` reads it of a registry."""
+    test = next((test for test in document.tests if test.id == document.model.test_id), None)
+    runs = {(ledger.test_id, ledger.revision): ledger.runs for ledger in document.ledgers}
+    return ModelRecord(
+        model=document.model,
+        versions={version.version: version for version in document.versions},
+        test=test,
+        runs=None if test is None else runs[test.id, test.revision],
+        overrides=document.overrides,
+    )
 
 
 def model_of(r: Records, head: Model) -> ModelDocument:

@@ -6,7 +6,7 @@ import getpass
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from io import TextIOBase
@@ -22,6 +22,7 @@ from turnout import _core, archives, documents, interchange, reports
 from turnout.answers import BatchPrediction
 from turnout.artifacts import Artifacts, Staged, graph_of
 from turnout.batch import BatchPredictor
+from turnout.bundle import Bundle, write_bundle
 from turnout.config import Settings, resolve
 from turnout.domain import (
     Assignment,
@@ -484,6 +485,23 @@ class Turnout:
         if artifacts is not None:
             archives.write_archive(document, self.artifacts, artifacts)
         return documents.plain(document)
+
+    def bundle(
+        self, model: str, *, versions: Iterable[str] | None = None, path: str | Path | None = None
+    ) -> Bundle:
+        """One model as it is now, to be taken to the workers of a cluster; see docs/cluster.md.
+
+        Args:
+            model: the model. Its whole document goes along: tests with their ledgers, overrides, history.
+            versions: the versions whose files go along; by default all that may answer without being named.
+            path: the file to write it to; by default it is held in memory.
+
+        Raises ModelNotFound, VersionNotFound, StorageError.
+        """
+        if isinstance(versions, str):
+            raise InvalidRequest("expected versions as a list, found one string")
+        document = self.registry.read(lambda r: documents.Document((documents.model_of(r, r.model(model)),)))
+        return write_bundle(document, self.artifacts, versions, path)
 
     def import_registry(
         self,

@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "records": {"domain", "errors", "router", "store"},
     "transitions": {"_core", "domain", "errors", "records"},
     "registry": {"domain", "errors", "records", "router", "store", "transitions"},
-    "documents": {"_core", "artifacts", "domain", "errors", "records", "transitions"},
+    "documents": {"_core", "artifacts", "domain", "errors", "records", "router", "transitions"},
     "archives": {"artifacts", "documents", "domain", "errors"},
     "interchange": {"artifacts", "documents", "domain", "errors", "records", "registry"},
     "external": {"errors"},
@@ -36,8 +36,14 @@ ALLOWED: dict[str, set[str]] = {
     "tables": {"_core", "errors", "plain", "router"},
     "answers": {"domain", "errors", "router", "tables"},
     "ipc": {"errors"},
-    "streams": {"answers", "batch", "domain", "errors", "ipc", "tables"},
-    "batch": {"_core", "answers", "domain", "errors", "live", "log", "router", "tables", "telemetry"},
+    "batch": {"_core", "answers", "domain", "engine", "errors", "log", "router", "tables", "telemetry"},
+    "bundle": {
+        *("answers", "archives", "artifacts", "batch", "config", "documents", "domain", "engine", "errors"),
+        *("log", "router", "sessions", "telemetry"),
+    },
+    "cluster": {"answers", "bundle", "domain", "errors", "tables"},
+    "ray": {"bundle", "cluster", "domain"},
+    "dask": {"bundle", "cluster", "domain", "tables"},
     "prediction": {"_core", "domain", "errors", "live", "log", "router", "telemetry"},
     "worker": {"config", "errors", "live", "log", "registry", "runtime", "telemetry"},
     "reports": {"_core", "domain", "errors", "registry", "router", "telemetry"},
@@ -47,6 +53,7 @@ ALLOWED: dict[str, set[str]] = {
             "answers",
             "archives",
             "artifacts",
+            "bundle",
             "config",
             "documents",
             "domain",
@@ -87,11 +94,17 @@ ALLOWED: dict[str, set[str]] = {
         "serve",
         "service",
     },
-    "__init__": {"answers", "_core", "batch", "config", "domain", "errors", "service"},
+    "__init__": {"answers", "_core", "batch", "bundle", "config", "domain", "errors", "service"},
     "__main__": {"cli"},
 }
 
-ONLY_IN = {"litestar": {"api"}, "onnxruntime": {"engine"}, "lmdb": {"store"}, "granian": {"serve"}}
+ONLY_IN = {
+    "litestar": {"api"},
+    "onnxruntime": {"engine"},
+    "lmdb": {"store"},
+    "granian": {"serve"},
+    "dask": {"dask"},
+}
 
 
 def modules() -> list[tuple[str, Path]]:
