@@ -168,7 +168,7 @@ def altered(made: Bundle, name: str, change: Callable[[bytes], bytes]) -> bytes:
     return target.getvalue()
 
 
-def test_a_bundle_that_has_changed_is_refused(hub: Turnout, tmp_path: Path) -> None:
+def test_a_bundle_that_has_changed_is_refused(hub: Turnout, tmp_path: Path, loads: list[str]) -> None:
     made = hub.bundle("churn")
     with pytest.raises(InvalidDocument, match="has changed: expected SHA-256"):
         Predictor(replace(made, content=made.content[:-1] + b"!"))
@@ -180,6 +180,7 @@ def test_a_bundle_that_has_changed_is_refused(hub: Turnout, tmp_path: Path) -> N
     Path(saved.path).unlink()
     with pytest.raises(StorageError, match="cannot be read"):
         Predictor(saved)
+    assert loads == []
 
 
 @pytest.mark.parametrize(
