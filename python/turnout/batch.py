@@ -342,7 +342,7 @@ def _routable(ids: Any) -> Any:  # noqa: ANN401
     """Ids as `Route.assign_each` takes them."""
     if isinstance(ids, np.ndarray):
         if ids.dtype.kind in "iu":
-            return np.ascontiguousarray(ids, np.int64 if ids.dtype.kind == "i" else np.uint64)
+            return np.require(ids, np.int64 if ids.dtype.kind == "i" else np.uint64, ["C", "A"])
         return ids.tolist()
     return [
         entity if type(entity) in {str, int, type(None)} else check_entity(entity) for entity in as_list(ids)

@@ -232,9 +232,9 @@ def _assign_numpy(split: _core.Split, ids: NDArray[Any]) -> NDArray[np.uint8]:
     if ids.ndim != 1:
         raise InvalidRequest(f"entity ids must be one-dimensional, found shape {ids.shape}")
     if ids.dtype.kind == "i":
-        return split.assign_integers(np.ascontiguousarray(ids, np.int64))
+        return split.assign_integers(np.require(ids, np.int64, ["C", "A"]))
     if ids.dtype.kind == "u":
-        return split.assign_integers(np.ascontiguousarray(ids, np.uint64))
+        return split.assign_integers(np.require(ids, np.uint64, ["C", "A"]))
     if ids.dtype.kind in "UOT":
         return split.assign_strings(ids.tolist())
     raise InvalidRequest(f"entity ids must be strings or integers, found dtype {ids.dtype}")
@@ -253,7 +253,8 @@ def _assign_arrow(split: _core.Split, ids: Any) -> NDArray[np.uint8]:  # noqa: A
     _, offsets, data = ids.buffers()
     if not len(ids):
         return np.zeros(0, np.uint8)
-    bounds: NDArray[Any] = np.frombuffer(offsets, width)[ids.offset : ids.offset + len(ids) + 1]
+    whole: NDArray[Any] = np.frombuffer(offsets, width)
+    bounds = np.require(whole[ids.offset : ids.offset + len(ids) + 1], requirements=["A"])
     return split.assign_utf8(
         bounds, np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
     )

@@ -59,6 +59,7 @@ def _of_matrix(rows: NDArray[Any]) -> _core.Table:
     if rows.dtype == np.float16 or rows.dtype.itemsize > 8 or not rows.dtype.isnative:
         rows = rows.astype(np.float64)
     height, width = rows.shape
+    rows = np.require(rows, requirements=["A"])
     if rows.flags.f_contiguous and not rows.flags.c_contiguous:
         columns: list[Column] = [(0, None, index * height, 1, None, 0, False) for index in range(width)]
         return _core.Table(height, None, [rows.T], columns)
@@ -140,7 +141,10 @@ def _column(pa: Any, name: str, array: Any, buffers: list[NDArray[Any]]) -> Colu
         buffers.append(
             np.zeros(0, dtype)
             if buffer is None
-            else np.frombuffer(buffer, dtype, buffer.size // np.dtype(dtype).itemsize)
+            # Copied where a buffer came in a message and does not begin where its type may.
+            else np.require(
+                np.frombuffer(buffer, dtype, buffer.size // np.dtype(dtype).itemsize), requirements=["A"]
+            )
         )
         return len(buffers) - 1
 

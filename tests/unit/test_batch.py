@@ -470,3 +470,40 @@ def test_a_batch_that_nobody_waits_for_ends_at_the_next_chunk(
     body = msgspec.json.encode({"rows": [[1, 2]] * 20})
     with pytest.raises(InvalidRequest, match="nobody waits"):
         hub.batches.answer("split", None, body, "fail", lambda: asked.acquire(blocking=False))
+
+
+# --- where memory begins --------------------------------------------------------------------------------------------
+
+
+def unaligned(values: np.ndarray) -> np.ndarray:
+    """The same values, beginning at an odd address, as arrays that were unpickled from a message may."""
+    memory = np.zeros(values.nbytes + 1, np.uint8)
+    memory[1:] = np.frombuffer(values.tobytes(), np.uint8)
+    found = np.frombuffer(memory[1:].data, values.dtype).reshape(values.shape)
+    assert not found.flags.aligned
+    return found
+
+
+def unaligned_arrow(values: list) -> pa.Array:
+    array = pa.array(values)
+    buffers = [buffer and pa.py_buffer(b" " + buffer.to_pybytes()).slice(1) for buffer in array.buffers()]
+    return pa.Array.from_buffers(array.type, len(array), buffers)
+
+
+@pytest.mark.parametrize("version", [None, "v2"])
+def test_values_may_begin_at_any_address(hub: Turnout, version: str | None) -> None:
+    arms(hub, 2)
+    numbers, rows = np.arange(100), np.arange(200.0).reshape(100, 2)
+    texts = [f"user-{number}" for number in numbers]
+    expected = hub.predict_batch("split", rows, entity_ids=numbers, version=version).to_arrow()
+    for ids in (unaligned(numbers), unaligned(numbers.astype(np.uint64)), unaligned_arrow(numbers.tolist())):
+        for given_rows in (unaligned(rows), unaligned(np.asfortranarray(rows).T).T):
+            found = hub.predict_batch("split", given_rows, entity_ids=ids, version=version)
+            assert found.to_arrow() == expected
+        assert (hub.assign_many("split", ids)[0] == hub.assign_many("split", numbers)[0]).all()
+    table = {"a": rows[:, 0].tolist(), "b": rows[:, 1].tolist(), "entity_id": texts}
+    moved = pa.table({name: unaligned_arrow(values) for name, values in table.items()})
+    found = hub.predict_batch("split", moved, version=version)
+    assert found.to_arrow() == hub.predict_batch("split", pa.table(table), version=version).to_arrow()
+    given_texts = unaligned_arrow(texts)
+    assert (hub.assign_many("split", given_texts)[0] == hub.assign_many("split", texts)[0]).all()
