@@ -16,7 +16,7 @@ from turnout.errors import InvalidRequest
 from turnout.tables import load_pyarrow
 
 
-class Asked(msgspec.Struct, frozen=True):
+class TableOptions(msgspec.Struct, frozen=True):
     """What to predict with a bundle.
 
     Attributes:
@@ -40,48 +40,53 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 class TablePredictor:
-    """Answers tables with a bundle, in the process that makes it; a version is loaded once, however many make one."""
+    """Answers tables with a bundle, in the process that makes it; a version is loaded once, however many make one.
 
-    def __init__(self, bundle: Bundle, asked: Asked) -> None:
-        self._asked = asked
+    Attributes:
+        schema: the schema of the answers, whichever versions give them; no name in it is that of a kept column.
+    """
+
+    def __init__(self, bundle: Bundle, options: TableOptions) -> None:
+        pa = load_pyarrow()
         self._open = open_bundle(bundle)
-        self._job = self._open.job(asked.version, asked.on_error)
+        self._job = self._open.job(options.version, options.on_error)
+        self._keep = options.keep
+        self._entity = None if options.version is not None else options.entity
+        self._threads = max(options.threads, 1)
         versions = self._open.serving.record.versions.values()
         features = {feature.name for version in versions for feature in version.features}
-        self._left_out = {*asked.keep, asked.entity} - features
+        self._no_features = {*options.keep, options.entity} - features
+        kept = [pa.field(name, pa.null()) for name in options.keep]
+        self.schema = pa.schema(list(ArrowAnswers(self._job, kept).schema)[len(kept) :])
 
     def load(self) -> None:
         """Load every version that may answer; else it is done when the first table comes."""
         self._open.load(self._job)
 
-    def schema(self, kept: Sequence[Any] = ()) -> Any:  # noqa: ANN401
-        """The schema of the answers, whichever versions give them; `kept` are the fields before them."""
-        return ArrowAnswers(self._job, kept).schema
+    def taken(self, columns: Sequence[str]) -> list[str]:
+        """Those columns of a table that `answers` wants: the features, and the entity ids.
 
-    def answer(self, table: Any) -> Any:  # noqa: ANN401
-        """For a `pyarrow.Table` one of as many rows: the kept columns, `version`, and the outputs.
+        Raises InvalidRequest where a column is missing that was named.
+        """
+        named = [*self._keep, *([] if self._entity is None else [self._entity])]
+        for name in named:
+            if columns.count(name) != 1:
+                raise InvalidRequest(f"expected one column {name!r}, found the columns {', '.join(columns)}")
+        features = [name for name in columns if name not in self._no_features]
+        if not features:
+            raise InvalidRequest(f"expected columns of features, found the columns {', '.join(columns)}")
+        return [name for name in columns if name not in self._no_features or name == self._entity]
 
-        Raises what `Turnout.predict_batch` raises, and InvalidRequest where a column is not there.
+    def answers(self, table: Any) -> Any:  # noqa: ANN401
+        """For a `pyarrow.Table` of the columns `taken` one of as many rows: `version`, and the outputs.
+
+        Raises what `Turnout.predict_batch` raises.
         """
         self.load()
-        asked = self._asked
-        for name in (*asked.keep, *((asked.entity,) if self._needs_ids else ())):
-            if table.schema.get_all_field_indices(name)[1:] or name not in table.schema.names:
-                raise InvalidRequest(
-                    f"expected one column {name!r}, found the columns {', '.join(table.schema.names)}"
-                )
-        ids = table.column(asked.entity) if self._needs_ids else None
-        rows = table.drop_columns([name for name in table.schema.names if name in self._left_out])
-        if not rows.num_columns:
-            raise InvalidRequest("expected columns of features, found none")
-        found = self._open.batches.predict(self._job, rows, ids, threads=max(asked.threads, 1)).to_arrow()
-        kept = [table.schema.field(name) for name in asked.keep]
-        columns = [*(table.column(name) for name in asked.keep), *found.columns]
-        return load_pyarrow().Table.from_arrays(columns, schema=self.schema(kept))
-
-    @property
-    def _needs_ids(self) -> bool:
-        return self._asked.entity is not None and self._asked.version is None
+        ids = None if self._entity is None else table.column(self._entity)
+        rows = table.drop_columns([name for name in table.schema.names if name in self._no_features])
+        found = self._open.batches.predict(self._job, rows, ids, threads=self._threads)
+        return load_pyarrow().Table.from_arrays(found.to_arrow().columns, schema=self.schema)
 
 
 def as_table(batch: Any) -> Any:  # noqa: ANN401

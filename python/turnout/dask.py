@@ -14,9 +14,8 @@ from dask.dataframe.dispatch import make_meta
 from dask.delayed import Delayed, delayed
 
 from turnout.bundle import Bundle
-from turnout.cluster import Asked, TablePredictor, as_table
+from turnout.cluster import TableOptions, TablePredictor, as_table
 from turnout.domain import OnError
-from turnout.tables import load_pyarrow
 
 
 class Predictor:
@@ -44,9 +43,9 @@ class Predictor:
         keep: Sequence[str] = (),
         threads: int = 1,
     ) -> None:
-        self._asked = Asked(entity, version, on_error, keep, threads)
+        self._options = TableOptions(entity, version, on_error, keep, threads)
         self._bundle = bundle
-        TablePredictor(bundle, self._asked)  # refuses here what every task would refuse
+        TablePredictor(bundle, self._options)  # refuses here what every task would refuse
 
     @property
     def bundle(self) -> Delayed:
@@ -55,24 +54,24 @@ class Predictor:
 
     def meta(self, frame: Any) -> pd.DataFrame:  # noqa: ANN401
         """The answers to no rows of a frame, of Dask or of pandas: their columns and types."""
-        empty = make_meta(frame)
-        kept = [load_pyarrow().field(name, load_pyarrow().null()) for name in self._asked.keep]
-        schema = TablePredictor(self._bundle, self._asked).schema(kept)
-        return self._joined(empty, schema.empty_table())
+        return self._joined(
+            make_meta(frame), TablePredictor(self._bundle, self._options).schema.empty_table()
+        )
 
     def __call__(self, frame: pd.DataFrame, bundle: Bundle) -> pd.DataFrame:
         """The answers to a partition, under its index: the kept columns, `version`, and the outputs in types of Arrow."""
-        return self._joined(frame, TablePredictor(bundle, self._asked).answer(as_table(frame)))
+        predictor = TablePredictor(bundle, self._options)
+        taken = predictor.taken(list(frame.columns))
+        return self._joined(frame, predictor.answers(as_table(frame[taken])))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_asked": self._asked}
+        return {"_options": self._options}
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         """By what Dask names the tasks."""
-        return ("turnout.dask.Predictor", *msgspec.structs.astuple(self._asked))
+        return ("turnout.dask.Predictor", *msgspec.structs.astuple(self._options))
 
     def _joined(self, frame: pd.DataFrame, answers: Any) -> pd.DataFrame:  # noqa: ANN401
-        kept = list(self._asked.keep)
         # Types of Arrow hold a null in any column, so that all partitions have the same.
-        found = answers.drop_columns(kept).to_pandas(types_mapper=pd.ArrowDtype)
-        return frame[kept].assign(**{name: found[name].array for name in found.columns})
+        found = answers.to_pandas(types_mapper=pd.ArrowDtype)
+        return frame[list(self._options.keep)].assign(**{name: found[name].array for name in found.columns})

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from turnout.bundle import Bundle
-from turnout.cluster import Asked, TablePredictor, as_table
+from turnout.cluster import TableOptions, TablePredictor, as_table
 from turnout.domain import OnError
+from turnout.tables import load_pyarrow
 
 
 class Predictor:
@@ -34,9 +35,14 @@ class Predictor:
         keep: Sequence[str] = (),
         threads: int = 1,
     ) -> None:
-        self._predictor = TablePredictor(bundle, Asked(entity, version, on_error, keep, threads))
+        self._keep = list(keep)
+        self._predictor = TablePredictor(bundle, TableOptions(entity, version, on_error, keep, threads))
         self._predictor.load()
 
     def __call__(self, batch: Any) -> Any:  # noqa: ANN401
         """A `pyarrow.Table` for a batch in any format of Ray: the kept columns, `version`, and the outputs."""
-        return self._predictor.answer(as_table(batch))
+        table = as_table(batch)
+        answers = self._predictor.answers(table.select(self._predictor.taken(table.schema.names)))
+        kept = table.select(self._keep)
+        schema = load_pyarrow().schema([*kept.schema, *answers.schema])
+        return load_pyarrow().Table.from_arrays([*kept.columns, *answers.columns], schema=schema)
