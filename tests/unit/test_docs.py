@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -160,17 +161,17 @@ def python_of(page: str) -> str:
     return "\n".join(re.findall(r"^```python\n(.*?)^```", text(page), re.DOTALL | re.MULTILINE))
 
 
-def run(code: str | Path, folder: Path, *arguments: str) -> str:
+def run(code: str | Path, folder: Path, *arguments: str, seconds: float = 25, **environment: str) -> str:
     """Run Python in a process and a folder of its own; what it printed."""
     argument = [str(code)] if isinstance(code, Path) else ["-c", code]
     path = str(ROOT / "python")
     done = subprocess.run(
         [sys.executable, *argument, *arguments],
         cwd=folder,
-        env={"PYTHONPATH": path, "PATH": "", "HOME": str(folder), "LOGNAME": "reader"},
+        env={"PYTHONPATH": path, "PATH": "", "HOME": str(folder), "LOGNAME": "reader", **environment},
         capture_output=True,
         text=True,
-        timeout=25,
+        timeout=seconds,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -199,6 +200,26 @@ def test_the_example_of_a_benchmark_runs_and_plots(tmp_path: Path) -> None:
     assert "million ids a second" in printed
     assert printed.count("ns a row") == 3
     assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.timeout(120)
+def test_the_recipes_for_clusters_run(models: Path, tmp_path: Path) -> None:
+    for model in models.glob("*.onnx"):
+        (tmp_path / model.name).write_bytes(model.read_bytes())
+    code = python_of("docs/cluster.md")
+    assert {"turnout.ray.Predictor", "turnout.dask.Predictor"} <= set(
+        re.findall(r"turnout\.\w+\.Predictor", code)
+    )
+    # Ray's sockets need a short path. Nobody is told of its use, and it listens on loopback.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        words = {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "RAY_TMPDIR": folder,
+        }
+        printed = run(code, tmp_path, seconds=100, **words)
+    assert len(re.findall(r"^v[12].0 +\d+$", printed, re.MULTILINE)) == 4
+    assert "version" in printed
 
 
 def test_the_example_of_embedding_runs(tmp_path: Path) -> None:
