@@ -49,7 +49,7 @@ def ray() -> Iterator[object]:
         try:
             ray.init(
                 address="local",
-                num_cpus=WORKERS + 1,  # actors hold theirs, and somebody must read the files
+                num_cpus=WORKERS + 2,  # so that no step waits for what the actors of another one hold
                 object_store_memory=512 * 1024**2,
                 include_dashboard=False,
                 log_to_driver=False,
