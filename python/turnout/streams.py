@@ -14,7 +14,7 @@ from turnout.batch import BatchPredictor, Document, Text, Work, work_of
 from turnout.domain import OnError, RowError
 from turnout.errors import Conflict, InvalidRequest, PayloadTooLarge, TurnoutError, problem, problem_of
 from turnout.ipc import END, Body, Guard
-from turnout.tables import load_pyarrow, sources
+from turnout.tables import load_pyarrow, no_rows, sources
 
 JSON = "application/json"
 LINES = "application/x-ndjson"
@@ -170,16 +170,20 @@ def _batches(body: Body, limits: Limits) -> Iterator[Piece]:
         reader = pa.ipc.open_stream(pa.PythonFile(Guard(body, limits.document), "r"))
         if len(reader.schema) > MOST_COLUMNS:
             raise PayloadTooLarge(f"expected at most {MOST_COLUMNS} columns, found {len(reader.schema)}")
+        empty = True
         while True:
             try:
                 batch = reader.read_next_batch()
             except StopIteration:
-                return
+                break
+            empty = False
             if batch.num_rows > limits.rows:
                 raise PayloadTooLarge(f"expected at most {limits.rows} rows, found {batch.num_rows}")
             batch.validate(full=True)
             _check_expanded(pa, batch, limits.document)
             yield from _of_batch(batch)
+        if empty:
+            yield from _of_batch(no_rows(reader.schema))
     except (pa.ArrowException, OSError) as error:
         raise InvalidRequest(f"the Arrow stream cannot be read: {error}") from error
 

@@ -97,13 +97,18 @@ def _of_arrow(rows: Any, entity_ids: Any) -> Iterator[Given]:  # noqa: ANN401
     if entity_ids is not None and len(entity_ids) != table.num_rows:
         raise InvalidRequest(f"expected {table.num_rows} entity ids, found {len(entity_ids)}")
     start = 0
-    for batch in table.to_batches():
+    for batch in table.to_batches() or [no_rows(table.schema)]:
         ids = None if entity_ids is None else entity_ids[start : start + batch.num_rows]
         if named:
             ids = batch.column(named[0])
             batch = batch.remove_column(named[0])  # noqa: PLW2901
         start += batch.num_rows
         yield _of_batch(pa, batch), ids if ids is None else _ids_of(pa, ids)
+
+
+def no_rows(schema: Any) -> Any:  # noqa: ANN401
+    """A record batch of a schema that has no rows."""
+    return load_pyarrow().RecordBatch.from_arrays([[]] * len(schema), schema=schema)
 
 
 def _ids_of(pa: Any, ids: Any) -> Any:  # noqa: ANN401
