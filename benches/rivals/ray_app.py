@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import signal
 
+import json_rows
 import ray
 from common import MODELS, answer, session
-from json_rows import decode, encode
 from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,8 +19,8 @@ class Predictor:
         self.inner = session(model)
 
     async def __call__(self, request: Request) -> Response:
-        found = answer(self.inner, decode(await request.body()).rows)
-        return Response(encode(found), media_type="application/json")
+        found = answer(self.inner, json_rows.decode(await request.body()).rows)
+        return Response(json_rows.encode(found), media_type="application/json")
 
 
 if __name__ == "__main__":
