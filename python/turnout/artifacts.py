@@ -10,8 +10,8 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -19,6 +19,7 @@ import msgspec
 
 from turnout.domain import Artifact, ArtifactFile
 from turnout.errors import InvalidModel, PayloadTooLarge, StorageError
+from turnout.forks import ForkLock
 
 GRAPH = "model.onnx"
 CHUNK = 1024 * 1024
@@ -125,19 +126,27 @@ class Artifacts:
     def __init__(self, data: Path) -> None:
         self.home = data / "artifacts" / "sha256"
         self._uploads = data / "uploads"
+        self._own: tuple[int, Path, BinaryIO] | None = None
+        self._owning = ForkLock()
         try:
-            self.home.mkdir(parents=True, exist_ok=True)
-            self._uploads.mkdir(exist_ok=True)
-            for folder in (self.home.parent, data):
-                sync_folder(folder)
-            self._lock = self._own_uploads()
+            if not self.home.is_dir() or not self._uploads.is_dir():
+                self.home.mkdir(parents=True, exist_ok=True)
+                self._uploads.mkdir(exist_ok=True)
+                for folder in (self.home.parent, data):
+                    sync_folder(folder)
         except OSError as error:
             raise StorageError(f"{data} cannot be written: {error}") from error
+        with suppress(OSError), self._turn():  # what is left on a full disk is removed another time
+            self._sweep()
 
     def close(self) -> None:
-        """Let go of the place for uploads of this process."""
-        shutil.rmtree(self._mine, ignore_errors=True)
-        self._lock.close()
+        """Let go of the place for uploads of this process; a forked child leaves its parent's alone."""
+        if self._own is not None:
+            process, folder, lock = self._own
+            if process == os.getpid():
+                shutil.rmtree(folder, ignore_errors=True)
+            lock.close()
+            self._own = None
 
     # --- storing ------------------------------------------------------------------------------------------------
 
@@ -158,7 +167,7 @@ class Artifacts:
 
     def aside(self) -> Path:
         """A new folder for files on their way in, on the same file system as their final place."""
-        folder = self._mine / uuid.uuid4().hex
+        folder = self._mine() / uuid.uuid4().hex
         try:
             folder.mkdir()
         except OSError as error:
@@ -206,11 +215,11 @@ class Artifacts:
 
     def remove(self, digest: str) -> None:
         """Remove an artifact that no version refers to; the caller holds the registry's write lock."""
-        doomed = self._mine / f"removed-{uuid.uuid4().hex}"
+        if not (self.home / digest).exists():
+            return
+        doomed = self._mine() / f"removed-{uuid.uuid4().hex}"
         try:
             (self.home / digest).rename(doomed)
-        except FileNotFoundError:
-            return
         except OSError as error:
             raise StorageError(
                 f"the files of artifact {digest}, which no version uses any more, cannot be removed: {error}"
@@ -219,18 +228,38 @@ class Artifacts:
 
     # --- the parts ----------------------------------------------------------------------------------------------
 
-    def _own_uploads(self) -> BinaryIO:
-        """A folder of this process, locked as long as it lives, so that the leftovers of dead ones can be told."""
+    def _mine(self) -> Path:
+        """A folder of this process, locked as long as it lives, so that the leftovers of dead ones can be told.
+
+        It is made when it is first needed: who only reads needs none, and must get along on a full disk.
+        """
+        with self._owning:
+            if self._own is None or self._own[0] != os.getpid() or not self._own[1].is_dir():
+                try:
+                    self._own = self._own_uploads()
+                except OSError as error:
+                    raise StorageError(f"{self._uploads} cannot be written: {error}") from error
+            return self._own[1]
+
+    def _own_uploads(self) -> tuple[int, Path, BinaryIO]:
+        with self._turn():
+            mine = self._uploads / uuid.uuid4().hex
+            mine.mkdir()
+            lock = (mine / ".lock").open("wb")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return os.getpid(), mine, lock
+
+    def _sweep(self) -> None:
+        for folder in self._uploads.iterdir():
+            if folder.is_dir():
+                _remove_if_dead(folder)
+
+    @contextmanager
+    def _turn(self) -> Generator[None]:
+        """One process at a time makes a folder for uploads, or looks for those of dead ones."""
         with (self._uploads / ".lock").open("wb") as turn:
             fcntl.flock(turn, fcntl.LOCK_EX)
-            for folder in self._uploads.iterdir():
-                if folder.is_dir():
-                    _remove_if_dead(folder)
-            self._mine = self._uploads / uuid.uuid4().hex
-            self._mine.mkdir()
-            lock = (self._mine / ".lock").open("wb")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            return lock
+            yield
 
     def _beside(self, graph: Path, name: str) -> Path:
         """A file of external data; neither its name nor a link may lead out of the graph's folder."""

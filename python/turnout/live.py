@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Mapping
 
 from turnout.artifacts import Artifacts
@@ -10,10 +11,13 @@ from turnout.config import Settings
 from turnout.domain import Version, VersionStatus
 from turnout.engine import Engine, Session
 from turnout.errors import StorageError, TurnoutError
+from turnout.forks import ForkLock
 from turnout.log import log
 from turnout.registry import Registry
 from turnout.router import EMPTY, Lane, Serving, Snapshot, plan_of
 from turnout.sessions import Sessions, key_of
+
+RETRY_SECONDS = 1.0
 
 
 class Live:
@@ -36,18 +40,33 @@ class Live:
         self.failing = False
         self.served_generation = 0
         self._noticed = -1
-        self._staged: dict[str, Version] = {}
-        self._refreshing = threading.Lock()
-        self._preloading = threading.Lock()
+        self._unreadable: dict[str, str] = {}
+        self._staged: dict[str, Version | None] = {}
+        self._staging = ForkLock()
+        self._retry_at = 0.0
+        self._refreshing = ForkLock()
+        self._preloading = ForkLock()
 
     def current(self) -> Snapshot:
         """The snapshot to serve a request from. Costs one load from shared memory when nothing has changed."""
         try:
-            if self._registry.beacon[0] != self._noticed:
-                self.refresh()
+            noticed = self._registry.beacon[0]
         except ValueError as error:
             raise StorageError("the data directory is closed") from error
+        if noticed != self._noticed:
+            self.catch_up()
         return self.snapshot
+
+    def catch_up(self) -> None:
+        """Refresh; a server that cannot goes on with what it serves, and tries again after a while."""
+        if not self._eager:
+            self.refresh()
+        elif time.monotonic() >= self._retry_at:
+            try:
+                self.refresh()
+            except TurnoutError as error:
+                self._retry_at = time.monotonic() + RETRY_SECONDS
+                log("error", "refresh_failed", detail=error.detail)
 
     def stale(self) -> bool:
         """Whether the registry has moved on; asks the database itself, should the shared memory be lost."""
@@ -60,13 +79,14 @@ class Live:
         with self._refreshing:
             noticed = self._registry.beacon[0]
             self.latest = self._read()
-            self._noticed = noticed
+            missing: set[str] = set()
+            if self._eager:  # one model that has to load does not hold up the others
+                missing = {serving.name for serving, _ in self._missing(self.latest, routable_only=True)}
+            self._install(self.latest, missing)
+            self._noticed = noticed  # last: another thread that sees it serves from what was installed
             if not self._eager:
-                self._install(self.latest)
                 self.trim()
-                return
-            if not self._missing(self.latest, routable_only=True):
-                self._install(self.latest)
+            if not missing:
                 return
         threading.Thread(target=self.preload, name="turnout-load", daemon=True).start()
 
@@ -102,13 +122,25 @@ class Live:
     def stage(self, token: str, model: str, label: str) -> None:
         """Load a version that a change is about to make routable, and hold it until `unstage`."""
         version = self._registry.version(model, label)
-        if version is not None:
+        if version is None:
+            return
+        with self._staging:
+            self._staged[token] = None
+        try:
             self.sessions.stage(version)
-            self._staged[token] = version
+        except TurnoutError:
+            self.unstage(token)
+            raise
+        with self._staging:
+            if token in self._staged:
+                self._staged[token] = version
+                return
+        self.sessions.unstage(version)  # the change was given up while it loaded
 
     def unstage(self, token: str) -> None:
         """The change has been made or given up."""
-        version = self._staged.pop(token, None)
+        with self._staging:
+            version = self._staged.pop(token, None)
         if version is not None:
             self.sessions.unstage(version)
 
@@ -155,6 +187,10 @@ class Live:
         models: dict[str, Serving] = {
             name: serving for name, serving in self.latest.models.items() if name in fresh.names
         }
+        for name, problem in fresh.unreadable.items():
+            if self._unreadable.get(name) != problem:
+                log("error", "model_unreadable", model=name, detail=problem)
+        self._unreadable = dict(fresh.unreadable)
         for record in fresh.records:
             models[record.model.name] = Serving(record, plan_of, key_of)
         return Snapshot(fresh.generation, models)

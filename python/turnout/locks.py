@@ -36,7 +36,8 @@ class Lock:
     def mark(self) -> None:
         """Make it one of `Locks.marked`. Idempotent."""
         if self.held and not self._marked:
-            os.pwrite(self._file, b"1", 0)
+            with _storage(self._path):
+                os.pwrite(self._file, b"1", 0)
             self._marked = True
 
     def release(self) -> None:

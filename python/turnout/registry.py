@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 from msgspec.structs import replace
 
 from turnout import records
@@ -23,6 +24,7 @@ from turnout.domain import (
     check_name,
 )
 from turnout.errors import Conflict, StorageError, VersionNotFound
+from turnout.log import log
 from turnout.records import Author, Committed, Records
 from turnout.router import ModelRecord
 from turnout.store import Beacon, Store
@@ -51,6 +53,8 @@ class RegistrySnapshot(NamedTuple):
     generation: int
     records: list[ModelRecord]
     names: frozenset[str]
+    unreadable: Mapping[str, str] = {}
+    """What is wrong with those that cannot be read, by name."""
 
 
 class Registry:
@@ -141,8 +145,15 @@ class Registry:
 
         def read(r: Records) -> RegistrySnapshot:
             heads = r.models()
-            changed = [r.record(head) for head in heads if known.get(head.name) != head.revision]
-            return RegistrySnapshot(r.generation, changed, frozenset(head.name for head in heads))
+            changed: list[ModelRecord] = []
+            unreadable: dict[str, str] = {}
+            for head in heads:
+                if known.get(head.name) != head.revision:
+                    try:
+                        changed.append(r.record(head))
+                    except msgspec.MsgspecError as error:  # of another release, say; the other models go on
+                        unreadable[head.name] = str(error)
+            return RegistrySnapshot(r.generation, changed, frozenset(head.name for head in heads), unreadable)
 
         return self._read(read)
 
@@ -241,7 +252,12 @@ class Registry:
 
         committed = self._change(change)
         if committed.value is not None:
-            self.collect([committed.value.artifact.sha256], collect)
+            try:
+                self.collect([committed.value.artifact.sha256], collect)
+            except (
+                StorageError
+            ) as error:  # the version is deleted all the same; a server that starts tries again
+                log("error", "files_left", digest=committed.value.artifact.sha256, detail=error.detail)
         return committed._replace(value=committed.value is not None)
 
     def collect(self, digests: Iterable[str], remove: Callable[[str], None]) -> None:

@@ -6,8 +6,8 @@ frees when a process dies, so a dead worker is never waited for.
 
 from __future__ import annotations
 
+import errno
 import os
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -19,14 +19,17 @@ import msgspec
 
 from turnout.domain import VersionStatus, WorkerStatus, utc_now
 from turnout.errors import StorageError
+from turnout.forks import ForkLock
 from turnout.locks import Lock, Locks
-from turnout.store import Beacon, Store, Transaction, key
+from turnout.store import Beacon, DamagedError, Store, Transaction, key
 
 T = TypeVar("T")
 Fold = Callable[[list[bytes]], bytes]
 TABLES = ("worker", "statistics", "stage", "answer")
 POLL_SECONDS = 0.001
 RETIRED = "retired"
+UNKNOWN = "unknown"
+"""Stands for workers that cannot be listed."""
 
 
 class StageRequest(msgspec.Struct, frozen=True):
@@ -95,7 +98,7 @@ class Runtime:
         self._fold = fold
         self._file = _File(data / "runtime.lmdb", self._locks, map_size)
         self._owner: Lock | None = None
-        self._owning = threading.Lock()
+        self._owning = ForkLock()
         self._mine: dict[bytes, bytes] = {}
         self._unwanted: set[str] = set()
 
@@ -145,7 +148,11 @@ class Runtime:
         deadline = time.monotonic() + seconds
         while True:
             served = self._served()
-            pending = tuple(worker for worker in self._locks.marked() if served.get(worker, -1) < generation)
+            try:
+                live = self._locks.marked()
+            except StorageError:  # too many open files, say; those that were seen are waited for
+                live = list(served) or [UNKNOWN]
+            pending = tuple(worker for worker in live if served.get(worker, -1) < generation)
             if not pending or time.monotonic() >= deadline:
                 return pending
             time.sleep(POLL_SECONDS)
@@ -261,6 +268,7 @@ class Runtime:
         self._locks.marked()  # removes the files of the dead
         if self._read(lambda t: self._dead(t) | self._abandoned(t)):
             self._change(self._bury)
+            self._beacon.step(Beacon.STAGE)  # who has loaded a version for a dead process may let go of it
 
     def _bury(self, t: Transaction) -> None:
         dead = self._dead(t)
@@ -293,17 +301,23 @@ class Runtime:
         store = self._sound()
         try:
             return store.read(work)
-        except StorageError:
+        except StorageError as error:
+            if not self._lost(store, error):
+                raise
             return self._renewed(store).read(work)
 
     def _change(self, work: Callable[[Transaction], T]) -> T:
         store = self._sound()
         try:
             return store.change(work)
-        except StorageError:
-            if _readable(store):
-                raise  # a full disk
+        except StorageError as error:
+            if not self._lost(store, error):
+                raise
             return self._renewed(store).change(work)
+
+    def _lost(self, store: Store, error: StorageError) -> bool:
+        """Whether the database is broken or gone. A full disk or too many open files pass, and it holds all counts."""
+        return isinstance(error, DamagedError) or not self._file.sound(self._file.opened) or _damaged(store)
 
     def _sound(self) -> Store:
         opened = self._file.opened
@@ -350,7 +364,7 @@ class _File:
         self._beside = path.with_name(path.name + "-lock")
         self._locks = locks
         self._map_size = map_size
-        self._swapping = threading.Lock()
+        self._swapping = ForkLock()
         self._former: Store | None = None
         self._closed = False
         self.opened = self._open(broken=None)
@@ -391,7 +405,7 @@ class _File:
                 self._remove()
             try:
                 store = Store(self._path, map_size=self._map_size, sync=False)
-            except StorageError:
+            except DamagedError:
                 self._remove()
                 store = Store(self._path, map_size=self._map_size, sync=False)
             return _Opened(store, self._look())
@@ -399,16 +413,16 @@ class _File:
     def _look(self) -> _Look:
         try:
             file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return _Look()
-        try:
-            found, beside = os.fstat(file), os.stat(self._beside)  # noqa: PTH116 - Path.stat costs four times as much
-            identity = (found.st_ino, beside.st_ino, found.st_dev)
-            return _Look(identity, found.st_size, os.pread(file, 8, 16))
-        except OSError:
-            return _Look()
-        finally:
-            os.close(file)
+            try:
+                found, beside = os.fstat(file), os.stat(self._beside)  # noqa: PTH116 - Path.stat costs four times as much
+                identity = (found.st_ino, beside.st_ino, found.st_dev)
+                return _Look(identity, found.st_size, os.pread(file, 8, 16))
+            finally:
+                os.close(file)
+        except OSError as error:
+            if error.errno in {errno.ENOENT, errno.ESTALE}:
+                return _Look()
+            raise StorageError(f"{self._path} cannot be read: {error}") from error
 
     def _older_than_the_system(self) -> bool:
         """Without syncs, what was written before a power cut may be torn, and LMDB would not notice it."""
@@ -420,13 +434,15 @@ class _File:
             path.unlink(missing_ok=True)
 
 
-def _readable(store: Store) -> bool:
-    """Whether all of a database can be read, so that what failed was not its fault."""
+def _damaged(store: Store) -> bool:
+    """Whether something of a database cannot be read because it is broken."""
     try:
         store.read(lambda t: [None for table in TABLES for _ in t.scan(table)])
+    except DamagedError:
+        return True
     except StorageError:
         return False
-    return True
+    return False
 
 
 def _drop_stages(t: Transaction, tokens: Iterable[str]) -> None:

@@ -21,7 +21,7 @@ from granian.server.mp import MPServer
 from turnout.api.app import front
 from turnout.api.front import Front
 from turnout.config import Settings, environment_of, resolve
-from turnout.errors import DeviceUnavailable, TurnoutError
+from turnout.errors import DeviceUnavailable, StorageError, TurnoutError
 from turnout.log import Level, enable, log
 from turnout.service import Turnout
 
@@ -30,6 +30,8 @@ PORT_SECONDS = 5.0
 WATCH_SECONDS = 1.0
 CRASHES = 5
 CRASH_SECONDS = 30.0
+RESTART_SECONDS = 10.0
+"""How long a worker that cannot open the data directory waits before it ends; so rarely, it never counts as crashing."""
 ASK_DEVICE = """
 import sys
 from turnout.engine import resolve_device
@@ -54,7 +56,8 @@ def run(settings: Settings) -> int:
             for by name, does not work.
     """
     enable(settings.log_level)
-    Turnout(settings).close()  # what would fail in every worker fails here once
+    with Turnout(settings) as hub:  # what would fail in every worker fails here once
+        _collect(hub)
     _check_device(settings.device)
     reserved = _reserve(settings)
     host, port = reserved.getsockname()[:2]
@@ -199,6 +202,7 @@ def worker() -> Front:
         hub = Turnout(settings, server=True)
     except TurnoutError as error:
         log("error", error.code, detail=error.detail)
+        time.sleep(RESTART_SECONDS)  # on a full disk, say: the others go on, and this one is tried again
         sys.exit(1)
 
     def started() -> None:
@@ -311,6 +315,14 @@ def _reserve(settings: Settings) -> socket.socket:
             time.sleep(0.1)
         else:
             return shared
+
+
+def _collect(hub: Turnout) -> None:
+    """Remove the files of artifacts that a process has left which was killed between placing and committing them."""
+    try:
+        hub.registry.collect(hub.artifacts.digests(), hub.artifacts.remove)
+    except StorageError as error:
+        log("error", "files_left", detail=error.detail)
 
 
 def _send(pid: int, number: int) -> None:

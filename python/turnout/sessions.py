@@ -11,6 +11,7 @@ import msgspec
 from turnout.domain import SessionOptions, Version
 from turnout.engine import Session, release_memory
 from turnout.errors import TurnoutError
+from turnout.forks import ForkLock
 
 DEFAULT_OPTIONS = SessionOptions()
 
@@ -36,7 +37,7 @@ class Sessions:
         self._staged: dict[str, int] = {}
         self._recent: OrderedDict[str, None] = OrderedDict()
         self._loading: dict[str, threading.Lock] = {}
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self.failures: dict[str, TurnoutError] = {}
 
     def get(self, key: str) -> Session | None:
@@ -59,10 +60,11 @@ class Sessions:
             try:
                 session = self._load(version)
             except TurnoutError as error:
-                self.failures[key] = error
+                with self._lock:
+                    self.failures[key] = error
                 raise
-            self.failures.pop(key, None)
             with self._lock:
+                self.failures.pop(key, None)
                 self._loaded[key] = session
                 self._recent[key] = None
         self._evict()

@@ -18,14 +18,22 @@ from typing import Any, ClassVar, TypeVar
 import lmdb
 
 from turnout.errors import StorageError
+from turnout.forks import ForkLock
 
 T = TypeVar("T")
+DAMAGES = (lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.PageNotFoundError)
+LOCK_BYTES = 128 + 64 * 1024
+"""LMDB's lock file: its head, and a line for each of `max_readers`."""
 SEPARATOR = b"\0"
 MAX_KEY_BYTES = 511
 """What LMDB is compiled with; a longer key cannot be stored, so looking for one finds nothing."""
 FORK_SECONDS = 2.0
 FULL_BYTES = 1024**2
 """Less free space than this, when a write has failed, is the reason for it."""
+
+
+class DamagedError(StorageError):
+    """The file itself is broken, or no database; what else fails may pass."""
 
 
 def key(*parts: str | bytes | int) -> bytes:
@@ -97,13 +105,31 @@ class _Environment:
         self._growing = False
         self._gate = threading.Condition()
         self._quiet = True
+        self._map_size = map_size
+        self._sync = sync
+        self.lmdb = self._opened()
+
+    def _opened(self) -> Any:  # noqa: ANN401
         try:
-            self.lmdb = lmdb.open(
-                path, subdir=False, map_size=map_size, sync=sync, metasync=sync, max_readers=1024, mode=0o644
+            # LMDB maps its lock file; where the disk cannot hold it, the first touch would kill the process.
+            _reserve(Path(self.path + "-lock"), LOCK_BYTES)
+            found = lmdb.open(
+                self.path,
+                subdir=False,
+                map_size=self._map_size,
+                sync=self._sync,
+                metasync=self._sync,
+                max_readers=1024,
+                mode=0o644,
             )
-            self.lmdb.reader_check()
+            found.reader_check()
+        except DAMAGES as error:
+            raise DamagedError(f"{self.path} cannot be opened: {error}") from error
         except (lmdb.Error, OSError) as error:
-            raise StorageError(f"{path} cannot be opened: {error}") from error
+            # Another file has taken the place of one that is open, and stands beside the lock file of that one.
+            kind = DamagedError if "already open in this process" in str(error) else StorageError
+            raise kind(f"{self.path} cannot be opened: {error}") from error
+        return found
 
     @classmethod
     def acquire(cls, identity: tuple[int, int], path: str, map_size: int, *, sync: bool) -> _Environment:
@@ -172,13 +198,28 @@ class _Environment:
 
     def resize(self, size: int) -> None:
         """Map `size` bytes, or with 0 what another process has grown the file to, once no transaction is open here."""
+        with self._alone():
+            if size == 0 or size > self.lmdb.info()["map_size"]:
+                self.lmdb.set_mapsize(size)
+
+    def reopen(self, broken: Any) -> None:  # noqa: ANN401
+        """Open the file anew, unless another thread has done so since `broken` was in use.
+
+        LMDB refuses all further work after it has failed to write a page of its own; what is committed still stands.
+        """
+        with self._alone():
+            if self.lmdb is broken:
+                broken.close()
+                self.lmdb = self._opened()
+
+    @contextmanager
+    def _alone(self) -> Generator[None]:
         with self._gate:
             self._gate.wait_for(lambda: not self._growing)
             self._growing = True
             self._gate.wait_for(lambda: not self._active)
         try:
-            if size == 0 or size > self.lmdb.info()["map_size"]:
-                self.lmdb.set_mapsize(size)
+            yield
         finally:
             with self._gate:
                 self._growing = False
@@ -205,7 +246,7 @@ class Store:
         self._map_size = map_size
         self._sync = sync
         self._closed = False
-        self._reopening = threading.Lock()
+        self._reopening = ForkLock()
         self._environment = self._open()
 
     def close(self) -> None:
@@ -239,6 +280,7 @@ class Store:
             raise StorageError(f"{self.path} is closed")
         while True:
             environment = self._present()
+            inner = environment.lmdb
             try:
                 with environment.transaction(write=write) as transaction:
                     return work(transaction)
@@ -251,6 +293,11 @@ class Store:
             except lmdb.ReadersFullError as error:
                 if environment.lmdb.reader_check() == 0:
                     raise StorageError(f"{self.path}: too many processes read it at once: {error}") from error
+            except lmdb.PanicError as error:
+                environment.reopen(inner)
+                raise self._failure(error) from error
+            except DAMAGES as error:
+                raise DamagedError(f"{self.path}: {error}") from error
             except lmdb.Error as error:
                 raise self._failure(error) from error
 
@@ -261,6 +308,10 @@ class Store:
         except OSError:
             return StorageError(f"{self.path}: {error}; the last committed state stands")
         hint = ", so the disk is full" if free < FULL_BYTES else ""
+        if isinstance(error, lmdb.LockError) or "temporarily unavailable" in str(error):
+            hint += (
+                ", and another process may have the same number: containers need a common process namespace"
+            )
         return StorageError(
             f"{self.path}: {error}; {free // 1024} KiB are free on its file system{hint}; "
             "the last committed state stands"
@@ -295,6 +346,16 @@ def _identity(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
+def _reserve(path: Path, size: int) -> None:
+    """Make a file so large, with room on the disk for all of it. Raises OSError."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if os.fstat(file).st_size < size:
+            os.posix_fallocate(file, 0, size)
+    finally:
+        os.close(file)
+
+
 class Beacon:
     """Words of 64 bits that all processes of a data directory share; reading one costs less than a function call.
 
@@ -306,13 +367,13 @@ class Beacon:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lock = threading.Lock()  # flock tells processes apart, not threads
+        self._lock = ForkLock()  # flock tells processes apart, not threads
         self._pid = 0
         self._fd = -1
         try:
             with self._locked():
                 if os.fstat(self._fd).st_size < self.SIZE:
-                    os.ftruncate(self._fd, self.SIZE)
+                    os.posix_fallocate(self._fd, 0, self.SIZE)
                 self._map = mmap.mmap(self._fd, self.SIZE)
         except (OSError, ValueError) as error:
             raise StorageError(f"{path} cannot be opened: {error}") from error

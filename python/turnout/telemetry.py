@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from prometheus_client.metrics_core import Metric
 from turnout._core import Series, Totals
 from turnout.domain import LiveStatistics, WorkerStatus
 from turnout.errors import InvalidDocument
+from turnout.forks import ForkLock
 
 KEPT_SCOPES = 64
 MAX_SERIES = 4096
@@ -46,7 +46,7 @@ class Telemetry:
         self._series: dict[Key, Series] = {}
         self._folded: dict[Key, bytes] = {}
         self._rejected: dict[str, Series] = {}
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
 
     def series(self, model: str, version: str, reason: str, scope: str) -> Series:
         """The series to record to; always the same for the same key."""

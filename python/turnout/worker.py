@@ -16,6 +16,8 @@ from turnout.telemetry import Telemetry
 
 POLL_SECONDS = 0.004
 RETRY_SECONDS = 5.0
+FAULT_SECONDS = 0.25
+ANSWER_ATTEMPTS = 8
 
 
 class Worker:
@@ -39,6 +41,7 @@ class Worker:
         self._stages: set[str] = set()
         self._seen_stage = -1
         self._published = -1
+        self._flush_at = self._retry_at = 0.0
         self._draining = False
         self._thread = threading.Thread(target=self._run, name="turnout-worker", daemon=True)
 
@@ -50,8 +53,21 @@ class Worker:
     def start(self) -> None:
         """Load and warm what the present generation needs, then tell the others that this worker serves it."""
         self._live.preload()
-        self._publish()
+        self._guard(self._publish)
+        # From the first publication on changes wait for this worker; what was changed before, it catches up with now.
+        while self._behind():
+            self._live.preload()
+            self._guard(self._publish)
         self._thread.start()
+
+    def _behind(self) -> bool:
+        """Whether there was something newer to read."""
+        before = self._live.latest.generation
+        return self._guard(self._refresh_if_stale) and self._live.latest.generation != before
+
+    def _refresh_if_stale(self) -> None:
+        if self._live.stale():
+            self._live.refresh()
 
     def ready(self) -> bool:
         """Whether this worker serves the present generation and is not about to stop."""
@@ -81,43 +97,53 @@ class Worker:
         self._membership.leave()
 
     def _run(self) -> None:
-        live, beacon = self._live, self._registry.beacon
-        flush_at = retry_at = 0.0
         while not self._stopped.is_set():
-            now = time.monotonic()
-            if live.stale():
-                self._guard(live.refresh)
-            if beacon[1] != self._seen_stage:
-                self._guard(self._stage)
-            if live.failing and now >= retry_at:
-                retry_at = now + RETRY_SECONDS
-                self._in_background(live.preload)
-            if self._wake.is_set() or live.served_generation != self._published:
-                self._wake.clear()
-                self._guard(self._publish)
-                self._guard(live.trim)
-            if now >= flush_at:
-                flush_at = now + self._flush_seconds
-                self._guard(self._flush)
-            self._wake.wait(POLL_SECONDS)
+            pause = POLL_SECONDS if self._guard(self._step) else FAULT_SECONDS
+            self._stopped.wait(pause) if pause == FAULT_SECONDS else self._wake.wait(pause)
+
+    def _step(self) -> None:
+        live, now = self._live, time.monotonic()
+        if live.stale():
+            live.catch_up()
+        if self._registry.beacon[1] != self._seen_stage:
+            self._guard(self._stage)
+        if live.failing and now >= self._retry_at:
+            self._retry_at = now + RETRY_SECONDS
+            self._in_background(live.preload)
+        if self._wake.is_set() or live.served_generation != self._published:
+            self._wake.clear()
+            if not self._guard(self._publish):
+                self._stopped.wait(FAULT_SECONDS)
+            self._guard(live.trim)
+        if now >= self._flush_at:
+            self._flush_at = now + self._flush_seconds
+            self._guard(self._flush)
 
     def _stage(self) -> None:
-        self._seen_stage = self._registry.beacon[1]
+        seen = self._registry.beacon[1]
         requests = {request.token: request for request in self._runtime.staged_requests()}
         for token in self._stages - requests.keys():
             self._live.unstage(token)
         for token in requests.keys() - self._stages:
             self._in_background(lambda request=requests[token]: self._load(request))
         self._stages = set(requests)
+        self._seen_stage = seen  # last: what could not be read is read again
 
     def _load(self, request: StageRequest) -> None:
         error = None
         try:
             self._live.stage(request.token, request.model, request.version)
-        except TurnoutError as failure:
-            error = str(failure)
+        except Exception as failure:  # noqa: BLE001 - somebody waits for the answer
+            error = str(failure) if isinstance(failure, TurnoutError) else repr(failure)
             log("error", "stage_failed", model=request.model, version=request.version, detail=error)
-        self._runtime.answer_stage(request.token, self.id, error)
+        for _ in range(ANSWER_ATTEMPTS):
+            try:
+                self._runtime.answer_stage(request.token, self.id, error)
+            except TurnoutError:
+                time.sleep(FAULT_SECONDS)
+            else:
+                return
+        log("error", "stage_not_answered", model=request.model, version=request.version)
 
     def _publish(self) -> None:
         generation = self._live.served_generation
@@ -139,9 +165,11 @@ class Worker:
     def _in_background(self, work: Callable[[], None]) -> None:
         threading.Thread(target=self._guard, args=(work,), name="turnout-load", daemon=True).start()
 
-    def _guard(self, work: Callable[[], None]) -> None:
+    def _guard(self, work: Callable[[], None]) -> bool:
         """Run one step; a fault in it is logged and must not end the thread that keeps this worker current."""
         try:
             work()
         except Exception as error:  # noqa: BLE001
             log("error", "worker_step_failed", step=getattr(work, "__name__", "load"), detail=repr(error))
+            return False
+        return True
