@@ -90,6 +90,20 @@ ALLOWED: dict[str, set[str]] = {
             "worker",
         ),
     },
+    "score": {
+        *(
+            "_core",
+            "answers",
+            "batch",
+            "domain",
+            "engine",
+            "errors",
+            "router",
+            "service",
+            "sessions",
+            "tables",
+        )
+    },
     "api": {"api", "config", "domain", "errors", "ipc", "log", "service", "streams"},
     "serve": {"api", "config", "domain", "errors", "log", "service", "store"},
     "client": {"domain", "errors"},
@@ -104,6 +118,7 @@ ALLOWED: dict[str, set[str]] = {
         "demo",
         "domain",
         "errors",
+        "score",
         "serve",
         "service",
     },

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from turnout.cli import reads, releases, system
+from turnout.cli import reads, releases, score, system
 from turnout.cli.context import Context, common
 from turnout.cli.text import plain
 from turnout.errors import TurnoutError
@@ -22,7 +22,7 @@ def turnout() -> None:
     """
 
 
-for command in (*system.COMMANDS, *releases.COMMANDS, *reads.COMMANDS):
+for command in (*system.COMMANDS, *releases.COMMANDS, *reads.COMMANDS, *score.COMMANDS):
     turnout.add_command(command)
 
 
