@@ -126,8 +126,8 @@ class _Lines:
         data = self._rows.data[int(self._rows.starts[start]) : int(self._rows.ends[stop - 1])]
         try:
             data.decode("utf-8")  # what is only passed on is not looked at
-            features = self._feature_rows.decode_lines(data)
-            others = [] if self._other_rows is None else self._other_rows.decode_lines(data)
+            features = _decoded(self._feature_rows, data, stop - start)
+            others = [] if self._other_rows is None else _decoded(self._other_rows, data, stop - start)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             return str(error)
         if len(features) != stop - start:
@@ -146,6 +146,11 @@ def _decoder(names: Sequence[str]) -> msgspec.json.Decoder[Any]:
     fields = [(f"c{index}", msgspec.Raw, msgspec.UNSET) for index in range(len(names))]
     rename = {f"c{index}": name for index, name in enumerate(names)}
     return msgspec.json.Decoder(msgspec.defstruct("Line", fields, rename=rename))
+
+
+def _decoded(decoder: msgspec.json.Decoder[Any], data: bytes, lines: int) -> list[Any]:
+    """Alone, a line is told what is wrong with it, by its own bytes."""
+    return [decoder.decode(data)] if lines == 1 else decoder.decode_lines(data)
 
 
 def _values(lines: list[Any], field: str) -> list[msgspec.Raw | None]:

@@ -147,6 +147,10 @@ def answering(job: Job) -> list[Version]:
 def _kinds(versions: Sequence[Version]) -> dict[str, Kind]:
     kinds: dict[str, set[Kind]] = {}
     for version in versions:
+        if version.signature.layout == "tensors":
+            raise InvalidFeatures(
+                f"version {version.version} takes tensors and not features: it cannot be asked by columns"
+            )
         for feature in version.features:
             if not feature.name:
                 raise InvalidFeatures(

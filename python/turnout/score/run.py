@@ -285,7 +285,8 @@ class _Output:
 
     def write(self, number: int, answered: Answered) -> tuple[Answered, Any]:
         """Encode it."""
-        return answered, encoded(answered.batch, self._kind, header=number == 0)
+        del number
+        return answered, encoded(answered.batch, self._kind, header=False)
 
     def pass_on(self, written: tuple[Answered, Any]) -> None:
         """Write it."""
