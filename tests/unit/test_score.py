@@ -461,7 +461,7 @@ def test_a_bad_row_is_named_or_skipped(hub: Turnout, tmp_path: Path, name: str) 
     with pytest.raises(InvalidRequest) as caught:
         scored(hub, "plain", source, tmp_path / "out.parquet")
     assert f"{source}, {said}" in str(caught.value)
-    assert "(byte" not in str(caught.value)
+    assert "(byte" not in str(caught.value) or "on the line" in str(caught.value)
     assert caught.value.row == 1
     assert [path.name for path in tmp_path.iterdir()] == [name]
     for to in READ:
@@ -471,11 +471,7 @@ def test_a_bad_row_is_named_or_skipped(hub: Turnout, tmp_path: Path, name: str) 
     rows = read(tmp_path / "out.ndjson")
     assert [row["error"] is None for row in rows] == [number != 1 for number in range(len(rows))]
     assert rows[1]["score"] is None
-    assert (
-        rows[1]["error"]["detail"] in said
-        or said in f"line 2: {rows[1]['error']['detail']}"
-        or "line 2: expected a JSON" in said
-    )
+    assert str(caught.value).endswith(f": {rows[1]['error']['detail']}")
     assert read(tmp_path / "out.csv")[1]["error_detail"] == rows[1]["error"]["detail"]
 
 

@@ -149,7 +149,7 @@ def _kinds(versions: Sequence[Version]) -> dict[str, Kind]:
     for version in versions:
         if version.signature.layout == "tensors":
             raise InvalidFeatures(
-                f"version {version.version} takes tensors and not features: it cannot be asked by columns"
+                f"version {version.version} takes free tensors, not a row of features"
             )
         for feature in version.features:
             if not feature.name:
