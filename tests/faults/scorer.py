@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,11 @@ def everywhere(arguments: tuple[str, str, str, str, str, int], first: int, step:
     while True:
         target = str(Path(out).with_name(f"{Path(out).stem}-{call}{Path(out).suffix}"))
         target += "/" if out.endswith("/") else ""
-        status = forked(lambda: main(data, model, source, target, log, part_rows, call))
+        status = forked(partial(main, data, model, source, target, log, part_rows, call))
         if status == 0:
             print(call)
             return
-        goes_on = lambda: main(data, model, source, target, log, part_rows)  # noqa: E731
+        goes_on = partial(main, data, model, source, target, log, part_rows)
         if os.WTERMSIG(status) != signal.SIGKILL or forked(goes_on):
             sys.exit(f"at call {call}: status {status}")
         call += step

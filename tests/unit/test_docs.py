@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import msgspec
+import pyarrow as pa
 import pytest
 from litestar import Litestar
 from litestar.routes import HTTPRoute
+from pyarrow import csv, parquet
 
 import turnout
 from turnout import settings_page
@@ -117,7 +121,8 @@ def test_every_command_and_option_is_documented() -> None:
         options = [] if name == "serve" else command.params
         assert name == "serve" or options or name in {"models", "status", "doctor"}, name
         for option in (*options, *commands.params):
-            assert option.param_type_name == "argument" or option.opts[0] in page, (name, option.opts)
+            said = page + text("docs/score.md") if name == "score" else page
+            assert option.param_type_name == "argument" or option.opts[0] in said, (name, option.opts)
 
 
 # --- links ----------------------------------------------------------------------------------------------------------
@@ -193,6 +198,47 @@ def test_the_python_of_a_page_runs(page: str, models: Path, tmp_path: Path) -> N
     code = python_of(page)
     assert code.count("hub.") > 10
     run(code, tmp_path)
+
+
+def test_the_commands_that_score_files_run(models: Path, tmp_path: Path) -> None:
+    table = pa.table(
+        {"entity_id": ["u1", "u2"], "totalSpent": [12.5, 3.0], "accountAge": [90, 7], "region": [1, 2]}
+    )
+    for folder in ("customers", "exports"):
+        (tmp_path / folder).mkdir()
+    for place in ("customers/1.parquet", "customers.parquet"):
+        parquet.write_table(table, tmp_path / place)
+    csv.write_csv(table, pa.CompressedOutputStream(str(tmp_path / "exports" / "2026-01.csv.gz"), "gzip"))
+    (tmp_path / "last.ndjson").write_bytes(b"\n".join(map(msgspec.json.encode, table.to_pylist())))
+    with turnout.open(tmp_path / "data", device="cpu") as hub:
+        for version in ("v1.0", "v2.0"):
+            path = models / f"churn-{version}.onnx"
+            hub.register_version("churn", version, path, features=["totalSpent", "accountAge"])
+        hub.activate_version("churn", "v1.0")
+    shown = re.findall(r"^turnout (score .+)$", text("docs/score.md"), re.MULTILINE)
+    assert len(shown) == 3
+    for number, line in enumerate(shown):
+        # The last one resumes what has come to an end under other words, so it writes somewhere else.
+        words = shlex.split(
+            line.replace("customers.parquet scores.parquet", "customers.parquet again.parquet")
+        )
+        done = subprocess.run(
+            [sys.executable, "-m", "turnout", *words],
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(ROOT / "python"), "PATH": "", "LOGNAME": "reader", "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=25,
+            check=False,
+        )
+        assert done.returncode == 0, (number, done.stderr)
+    found = parquet.read_table(tmp_path / "scores.parquet")
+    assert found.schema.names[:3] == ["region", "entity_id", "version"]
+    sidecar = msgspec.json.decode((tmp_path / "scores.parquet.json").read_bytes())
+    assert (sidecar["rows"], sidecar["counts"]) == (2, {"v1.0": 2})
+    assert len(list((tmp_path / "scores").glob("*.parquet"))) == 2
+    pinned = msgspec.json.decode((tmp_path / "again.parquet.json").read_bytes())
+    assert pinned["counts"] == {"v2.0": 2}
 
 
 def test_the_example_of_a_benchmark_runs_and_plots(tmp_path: Path) -> None:

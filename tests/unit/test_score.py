@@ -19,7 +19,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import turnout
@@ -400,7 +400,7 @@ def test_kept_columns_have_the_type_of_the_first_file(hub: Turnout, tmp_path: Pa
     with pytest.raises(InvalidRequest, match=r'5.csv, line 2: column "k": expected int16'):
         scored(hub, "plain", [one, bad], tmp_path / "bad.csv", keep=("k",))
     large = write(pa.table({"a": [1.0], "b": [1.0], "k": [70000]}), tmp_path / "6.parquet")
-    with pytest.raises(InvalidRequest, match="6.parquet: column 'k': expected int16 as in the first file"):
+    with pytest.raises(InvalidRequest, match=r"6.parquet: column 'k': expected int16 as in the first file"):
         scored(hub, "plain", [one, large], tmp_path / "large.csv", keep=("k",))
 
 
@@ -430,7 +430,7 @@ def test_every_type_can_be_kept(hub: Turnout, tmp_path: Path, to: str) -> None:
             "",
             "1",
         )
-        assert set(found[1][name] for name in ("day", "lists", "pair_0", "struct_x", "flag")) == {""}
+        assert {found[1][name] for name in ("day", "lists", "pair_0", "struct_x", "flag")} == {""}
 
 
 # --- what is wrong --------------------------------------------------------------------------------------------------
@@ -602,8 +602,8 @@ def test_a_kept_column_may_be_called_as_an_output(hub: Turnout, tmp_path: Path) 
     )
     scored(hub, "plain", source, tmp_path / "out.ndjson", keep=("score",))
     assert read(tmp_path / "out.ndjson") == [{"score": "mine", "version": "v1", "output_score": [3.0]}]
+    clash = write(pa.table({"a": [1.0], "b": [1.0], "score_0": ["x"]}), tmp_path / "clash.parquet")
     with pytest.raises(InvalidRequest, match="two columns 'score_0'"):
-        clash = write(pa.table({"a": [1.0], "b": [1.0], "score_0": ["x"]}), tmp_path / "clash.parquet")
         scored(hub, "plain", clash, tmp_path / "out.csv", keep=("score_0",))
 
 
@@ -613,7 +613,7 @@ def test_the_first_bad_row_is_the_one_that_is_named(hub: Turnout, tmp_path: Path
     rows[150], rows[140], rows[299] = "x,2", "1,", "1"
     source = lines(tmp_path / "in.csv", "a,b", *rows)
     for part_rows in (7, 100, 1000):
-        with pytest.raises(InvalidFeatures, match="line 142: .* found null"):
+        with pytest.raises(InvalidFeatures, match=r"line 142: .* found null"):
             scored(hub, "plain", source, tmp_path / "out.csv", part_rows=part_rows, overwrite=True)
 
 

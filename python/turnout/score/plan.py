@@ -148,9 +148,7 @@ def _kinds(versions: Sequence[Version]) -> dict[str, Kind]:
     kinds: dict[str, set[Kind]] = {}
     for version in versions:
         if version.signature.layout == "tensors":
-            raise InvalidFeatures(
-                f"version {version.version} takes free tensors, not a row of features"
-            )
+            raise InvalidFeatures(f"version {version.version} takes free tensors, not a row of features")
         for feature in version.features:
             if not feature.name:
                 raise InvalidFeatures(
