@@ -60,6 +60,8 @@ bench: setup ## Run the benches of benches/README.md
 	cargo bench --locked
 	$(BIN)/python -m pytest benches -q --benchmark-columns=min,median,ops
 	$(BIN)/python benches/batch.py
+	$(BIN)/python benches/stream.py
+	$(BIN)/python benches/score.py
 	$(BIN)/python benches/server.py
 	$(BIN)/python benches/http/run.py
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from turnout.api import intake
 from turnout.api.front import Front
 from turnout.config import Settings
 
@@ -250,3 +251,26 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not condition():
             await asyncio.sleep(0.001)
+
+
+def test_a_stream_that_stops_to_come_is_late_and_frees_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "IDLE_SECONDS", 0.05)
+
+    async def test(hub: Hub, front: Front) -> None:
+        hub.batch_pool = ThreadPoolExecutor(1)
+        hub.batches = Batches()
+        headers = {"content-type": "application/x-ndjson"}
+        silent = Client("/v1/models/m/batch", headers=headers)
+        silent.scope["query_string"] = b""
+        await served(front, silent)
+        assert (silent.status, silent.problem()["code"], front.bulk.in_flight) == (408, "request_timeout", 0)
+        assert (b"connection", b"close") in silent.sent[0]["headers"]
+        hub.batch_pool.shutdown()
+
+    run(test)
+
+
+class Batches:
+    """No model is asked for before the first rows come."""
+
+    def job(self, *_: object) -> None: ...

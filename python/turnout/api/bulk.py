@@ -189,6 +189,7 @@ class Bulk:
         try:
             await asyncio.wait({working})
         finally:
+            gone = intake.gone
             intake.abandon(Gone())
             pump.cancel()
         error = working.exception()
@@ -196,9 +197,15 @@ class Bulk:
             slot.free()
             await outlet.send(b"", more=False)
             return
+        late = isinstance(error, TimeoutError)
+        if gone and not late:
+            raise Gone
         if not outlet.begun or isinstance(error, Gone):
             raise error
+        if late:
+            error = InvalidRequest(str(error))
         self._broken_off(error, order, identity)
+        await intake.drain(receive)
 
     def _broken_off(self, error: BaseException, order: Order, identity: bytes) -> None:
         """The answer was begun and is not ended, so that nobody takes what has come for all of it."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
+from contextlib import suppress
 
 from turnout.api.asgi import Gone, Headers, Message, Receive, Send, body, received, start, until_gone
 from turnout.streams import Buffer
 
 AHEAD_BYTES = 1 << 18
 """Bytes that are read before the thread asks for them."""
+DRAIN_SECONDS = 1.0
+FLUSH_SECONDS = 0.05
 IDLE_SECONDS = 60.0
 """How long a client may neither send what is missing nor take what is ready."""
 
@@ -73,6 +76,17 @@ class Intake:
         with self._change:
             self._error = error
             self._change.notify()
+
+    async def drain(self, receive: Receive) -> None:
+        """Read on for a moment what nobody needs any more, so that the client gets to read what it was sent last.
+
+        A connection that is closed with unread bytes is reset, and what was on its way is lost.
+        """
+        with suppress(Gone, TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while not self._ended and (await received(receive)).get("more_body"):
+                    pass
+                await asyncio.sleep(FLUSH_SECONDS)
 
     def read1(self, size: int = -1, /) -> bytes:
         """At most `size` bytes, after waiting for one; none at the end. Raises Gone and TimeoutError."""
