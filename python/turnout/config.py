@@ -66,7 +66,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_body_bytes: Positive = setting(16 * 1024**2, "The largest body of a prediction or an admin call.")
     max_batches: Positive = setting(8, "Batches that one worker answers at once; more are answered 429.")
     max_batch_bytes: Positive = setting(
-        256 * 1024**2, "The largest JSON document of a batch, and the largest message of an Arrow stream."
+        128 * 1024**2, "The largest JSON document of a batch, and the largest message of an Arrow stream."
     )
     max_batch_rows: Positive = setting(1_000_000, "The most rows of a document or a message.")
     max_stream_bytes: Positive = setting(1024**4, "The most bytes of a batch that is answered as it comes.")
