@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -131,7 +130,7 @@ def speed(hub: Turnout, folder: Path, rounds: int) -> None:
 
 def memory(hub: Turnout, folder: Path, rows: int) -> None:
     """The most memory that a process has while it scores a file of one row group."""
-    for count in (rows // 10, rows):
+    for count in (rows // 10, rows // 3, rows):
         source = folder / f"{count}.parquet"
         subprocess.run(
             [sys.executable, __file__, "--write", str(source), "--memory-rows", str(count)], check=True
@@ -152,12 +151,18 @@ def memory(hub: Turnout, folder: Path, rows: int) -> None:
 def child(data: str, source: str, out: str) -> None:
     """Score one file and say what it took."""
     with turnout.open(data) as hub:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = most_memory()
         report = score(hub, "logistic", [source], out, Options(keep=("id",), overwrite=True))
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(
-        f"{most / 1024:,.0f} MiB at most ({before / 1024:,.0f} before), {report.rows / report.seconds:,.0f} rows a second"
+        f"{most_memory():,.0f} MiB at most ({before:,.0f} before it began), "
+        f"{report.rows / report.seconds:,.0f} rows a second"
     )
+
+
+def most_memory() -> float:
+    """MiB that this process had at most; unlike `getrusage`, without those of the one that started it."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
 
 
 def main() -> None:
