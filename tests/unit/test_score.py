@@ -36,8 +36,10 @@ from turnout.errors import (
     VersionNotFound,
 )
 from turnout.score import run as scoring
+from turnout.score.inputs import Input, open_source
 from turnout.score.rows import csv_ends
 from turnout.score.run import Options, Report, score
+from turnout.score.source import Wanted, parts
 from turnout.service import Turnout
 
 READ = ("parquet", "csv", "ndjson", "arrow")
@@ -821,11 +823,11 @@ def test_no_more_parts_are_in_memory_than_can_be_answered(
     source = write(table, tmp_path / "in.csv")
     read, written = 0, 0
     most = 0
-    begun, parts = scoring.Work.write, scoring.parts
+    begun, cut = scoring.Work.write, scoring.parts
 
     def counted(*arguments: Any) -> Any:
         nonlocal read, most
-        for part in parts(*arguments):
+        for part in cut(*arguments):
             read += 1
             most = max(most, read - written)
             yield part
@@ -840,6 +842,36 @@ def test_no_more_parts_are_in_memory_than_can_be_answered(
     scored(hub, "plain", source, tmp_path / "out.csv", part_rows=5, threads=2)
     assert read == written == 100
     assert most <= 2 + 2 + 1  # at work or waiting, and the one that is being read
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "csv", "ndjson"])
+def test_a_file_is_not_read_whole(tmp_path: Path, kind: str) -> None:
+    """Even where it is one row group, or one batch."""
+    rows = 500_000 if kind in {"parquet", "arrow"} else 100_000
+    source, columns = tmp_path / f"in.{kind}", {"a": np.random.default_rng(0).normal(size=rows)}
+    if kind == "parquet":
+        pq.write_table(
+            pa.table({**columns, "b": columns["a"]}), source, row_group_size=rows, use_dictionary=False
+        )
+    elif kind == "arrow":
+        pa.feather.write_feather(
+            pa.table({**columns, "b": columns["a"]}), source, chunksize=rows, compression="uncompressed"
+        )
+    else:
+        write(pa.table({**columns, "b": columns["a"]}), source)
+    before = pa.total_allocated_bytes()
+    opened = open_source(
+        Input(path=str(source), format=kind, size=source.stat().st_size, modified=0), 0, verbatim=False
+    )
+    wanted = Wanted({"a": "float", "b": "float"}, None, ())
+    most = read = 0
+    for part in parts(opened, wanted, 4096, lambda _: False):
+        loaded = opened.load(part.rows, part.first, wanted, skip=False)
+        read += loaded.size
+        most = max(most, pa.total_allocated_bytes() - before)
+        assert part.size == loaded.size <= 4096
+    assert read == rows
+    assert most < source.stat().st_size / 2
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

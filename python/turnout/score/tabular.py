@@ -13,7 +13,7 @@ from turnout.score.source import Kind, Loaded, Wanted, column_index, numbered
 from turnout.tables import sources
 
 BUFFER = 2**20
-"""Bytes read at once of a column in Parquet: without it, pyarrow takes all that a row group has of the column."""
+"""Bytes read at once of a column in Parquet: else pyarrow takes all that a row group has of it, which may be the file."""
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 FILE_MAGIC = b"ARROW1"
 
@@ -100,7 +100,7 @@ class ParquetFile(Tabular):
     kind = "Parquet"
 
     def _open(self) -> Any:  # noqa: ANN401
-        return parquet.ParquetFile(self.path, buffer_size=BUFFER, memory_map=False)
+        return parquet.ParquetFile(self.path, buffer_size=BUFFER, pre_buffer=False, memory_map=False)
 
     def _schema(self) -> Any:  # noqa: ANN401
         with self._open() as file:
@@ -126,7 +126,10 @@ class ParquetFile(Tabular):
 
 
 class ArrowFile(Tabular):
-    """A file of Arrow's interprocess format, or its stream; one of its batches is in memory at a time."""
+    """A file of Arrow's interprocess format, or its stream.
+
+    A batch may be the whole file: of a file it is mapped, so that the kernel holds what fits; of a stream it is read.
+    """
 
     kind = "Arrow"
 
@@ -150,13 +153,15 @@ class ArrowFile(Tabular):
 
     def _batches(self, columns: list[int], part_rows: int, done: Callable[[int], bool]) -> Iterator[Any]:
         del part_rows, done
-        options = ipc.IpcReadOptions(included_fields=columns, use_threads=False)
-        with pa.OSFile(str(self.path)) as file:
-            if self._is_stream():
-                found = iter(ipc.open_stream(file, options=options))
-            else:
-                reader = ipc.open_file(file, options=options)
-                found = (reader.get_batch(index) for index in range(reader.num_record_batches))
-            for batch in found:
-                self.place = file.tell()
-                yield batch
+        # All columns of a batch: pyarrow copies the file's bytes when it is told which ones.
+        if self._is_stream():
+            with pa.OSFile(str(self.path)) as file:
+                for batch in ipc.open_stream(file):
+                    self.place = file.tell()
+                    yield batch.select(columns)
+            return
+        with pa.memory_map(str(self.path)) as file:
+            reader = ipc.open_file(file)
+            for index in range(reader.num_record_batches):
+                self.place = file.size() * (index + 1) // reader.num_record_batches
+                yield reader.get_batch(index).select(columns)
