@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -125,6 +126,30 @@ def test_killed_at_random(
         print(
             f"\n{kills} processes killed while scoring: outputs the same; {lost} parts that were not finished done again"
         )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_interrupted(hub: Turnout, rows: pa.Table, tmp_path: Path) -> None:
+    """Ctrl-C ends it with the status of an interrupt, and says how to go on; so it does."""
+    source, out, whole = tmp_path / "in.parquet", tmp_path / "out.ndjson", tmp_path / "whole.ndjson"
+    pq.write_table(rows, source)
+    score(hub, "m", [str(source)], str(whole), Options(part_rows=PART_ROWS))
+    command = [sys.executable, "-m", "turnout", "--data", str(hub.data), "score", "m", str(source), str(out)]
+    command += ["--part-rows", str(PART_ROWS)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 20
+    while len(finished(out)) < 20:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20) == ("", "turnout: interrupted; --resume goes on with it\n")
+    assert process.returncode == 130
+    assert not out.exists()
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert out.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.slow

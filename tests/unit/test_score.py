@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import gzip
 import json
 import os
+import pty
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -929,3 +934,27 @@ def test_an_interrupt_says_how_to_go_on(
     source = write(table, tmp_path / "in.csv")
     done = command(hub, "score", "plain", str(source), str(tmp_path / "out.csv"), fails=130)
     assert done.stderr == "turnout: interrupted; --resume goes on with it\n"
+
+
+def test_a_terminal_shows_how_far_it_is(hub: Turnout, tmp_path: Path, table: pa.Table) -> None:
+    """Rows, rows a second and the time that is left; and what a run that goes on has left."""
+    source, out = write(table, tmp_path / "in.csv"), str(tmp_path / "out.csv")
+    main, sub = pty.openpty()
+    arguments = ["--data", str(hub.data), "score", "plain", str(source), out, "--part-rows", "5"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "turnout", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=sub,
+        env={**os.environ, "COLUMNS": "120"},
+    )
+    os.close(sub)
+    said = b""
+    with contextlib.suppress(OSError):  # what the kernel says when the other end is closed
+        while block := os.read(main, 4096):
+            said += block
+    os.close(main)
+    assert process.wait(20) == 0
+    assert process.stdout is not None
+    assert b"500" in process.stdout.read()
+    process.stdout.close()
+    assert re.search(rb"scoring .*\d+ rows, [\d,]+ a second, \d+:\d\d left", said), said
