@@ -25,7 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import turnout
-from turnout.score.run import Options, score
+from turnout.score.run import score
+from turnout.score.running import Options
 from turnout.service import Turnout
 
 FEATURES = [f"feature{index}" for index in range(20)]

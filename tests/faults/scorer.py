@@ -18,6 +18,7 @@ from typing import Any
 
 from turnout import open as open_hub
 from turnout.score import run as scoring
+from turnout.score.running import Options
 
 CHANGES = ("fsync", "replace", "rename", "unlink", "mkdir", "rmdir")
 
@@ -32,7 +33,7 @@ def main(data: str, model: str, source: str, out: str, log: str, part_rows: int,
         written(self, number, answered)
 
     scoring.Work.write = write
-    options = scoring.Options(part_rows=part_rows, threads=2, resume=True, keep=("row",))
+    options = Options(part_rows=part_rows, threads=2, resume=True, keep=("row",))
     with open_hub(data) as hub:
         if call:
             dying(call)

@@ -19,7 +19,8 @@ import pytest
 
 import turnout
 from models import linear_matrix
-from turnout.score.run import Options, score
+from turnout.score.run import score
+from turnout.score.running import Options
 from turnout.service import Turnout
 
 SCORER = Path(__file__).parent / "scorer.py"

@@ -41,9 +41,11 @@ from turnout.errors import (
     VersionNotFound,
 )
 from turnout.score import run as scoring
+from turnout.score import running
 from turnout.score.inputs import Input, open_source
 from turnout.score.rows import csv_ends
-from turnout.score.run import Options, Report, score
+from turnout.score.run import score
+from turnout.score.running import Options, Report
 from turnout.score.source import Wanted, parts
 from turnout.service import Turnout
 
@@ -828,7 +830,7 @@ def test_no_more_parts_are_in_memory_than_can_be_answered(
     source = write(table, tmp_path / "in.csv")
     read, written = 0, 0
     most = 0
-    begun, cut = scoring.Work.write, scoring.parts
+    begun, cut = scoring.Work.write, running.parts
 
     def counted(*arguments: Any) -> Any:
         nonlocal read, most
@@ -842,7 +844,7 @@ def test_no_more_parts_are_in_memory_than_can_be_answered(
         begun(self, number, answered)
         written += 1
 
-    monkeypatch.setattr(scoring, "parts", counted)
+    monkeypatch.setattr(running, "parts", counted)
     monkeypatch.setattr(scoring.Work, "write", write_part)
     scored(hub, "plain", source, tmp_path / "out.csv", part_rows=5, threads=2)
     assert read == written == 100

@@ -18,7 +18,7 @@ from turnout.cli.show import answer, facts
 from turnout.service import Turnout
 
 if TYPE_CHECKING:
-    from turnout.score.run import Tick
+    from turnout.score.running import Tick
 
 FORMATS = click.Choice(["parquet", "csv", "ndjson", "arrow"])
 INTERRUPTED = 130
@@ -71,8 +71,9 @@ def score(
     ends with a slash), or `-`. Beside it, OUT.json says which versions answered how many rows.
     """
     context.local("score")
-    from turnout.score.run import STANDARD_OUTPUT, Options  # noqa: PLC0415 - pyarrow, which no other command needs
+    from turnout.score.run import STANDARD_OUTPUT  # noqa: PLC0415 - pyarrow, which no other command needs
     from turnout.score.run import score as run  # noqa: PLC0415
+    from turnout.score.running import Options  # noqa: PLC0415
 
     columns = tuple(name for names in keep for name in names.split(","))
     with context.backend() as backend, _progress(context) as tick:
