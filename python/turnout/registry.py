@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from turnout import records
+from turnout.beacon import Beacon
 from turnout.domain import (
     AuditEvent,
     Deployment,
@@ -27,7 +28,7 @@ from turnout.errors import Conflict, StorageError, VersionNotFound
 from turnout.log import log
 from turnout.records import Author, Committed, Records
 from turnout.router import ModelRecord
-from turnout.store import Beacon, Store
+from turnout.store import Store
 from turnout.transitions import (
     MAX_OVERRIDE_ID_BYTES,
     MAX_OVERRIDES,

@@ -22,13 +22,14 @@ from turnout import log as log_module
 from turnout import runtime as runtime_module
 from turnout import store as store_module
 from turnout.artifacts import Artifacts
+from turnout.beacon import Beacon
 from turnout.config import Settings
 from turnout.errors import StorageError
 from turnout.live import Live
 from turnout.runtime import Runtime
 from turnout.serve import _collect
 from turnout.service import Turnout
-from turnout.store import Beacon, Store, key
+from turnout.store import Store, key
 from turnout.telemetry import fold
 
 

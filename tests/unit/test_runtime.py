@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from turnout.beacon import Beacon
 from turnout.domain import VersionStatus
 from turnout.errors import StorageError
 from turnout.locks import Locks
 from turnout.runtime import TABLES, Runtime
-from turnout.store import Beacon, Store, key
+from turnout.store import Store, key
 from turnout.telemetry import Merged, Telemetry, fold
 
 SPAWN = multiprocessing.get_context("spawn")

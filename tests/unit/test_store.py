@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from turnout.beacon import Beacon
 from turnout.errors import StorageError
-from turnout.store import Beacon, Store, key
+from turnout.store import Store, key
 
 SMALL = 64 * 1024
 SPAWN = multiprocessing.get_context("spawn")
