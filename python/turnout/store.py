@@ -34,6 +34,10 @@ class DamagedError(StorageError):
     """The file itself is broken, or no database; what else fails may pass."""
 
 
+class _LostError(Exception):
+    """The file was closed because LMDB had given up, and could not be opened again yet."""
+
+
 def key(*parts: str | bytes | int) -> bytes:
     """Join parts into a key. Integers are 8 bytes, big-endian, so that they sort as numbers."""
     return SEPARATOR.join(_part(part) for part in parts)
@@ -105,7 +109,7 @@ class _Environment:
         self._quiet = True
         self._map_size = map_size
         self._sync = sync
-        self.lmdb = self._opened()
+        self.lmdb: Any = self._opened()
 
     def _opened(self) -> Any:  # noqa: ANN401
         try:
@@ -126,7 +130,7 @@ class _Environment:
         except (lmdb.Error, OSError) as error:
             # Another file has taken the place of one that is open, and stands beside the lock file of that one.
             kind = DamagedError if "already open in this process" in str(error) else StorageError
-            raise kind(f"{self.path} cannot be opened: {error}") from error
+            raise kind(f"{self.path} cannot be opened: {error}{_shared_number(error)}") from error
         return found
 
     @classmethod
@@ -144,7 +148,8 @@ class _Environment:
         with _Environment.lock:
             self.users -= 1
             if self.users == 0 and self.pid == os.getpid():
-                self.lmdb.close()
+                if self.lmdb is not None:
+                    self.lmdb.close()
                 _Environment.opened.pop(identity, None)
 
     @classmethod
@@ -177,7 +182,7 @@ class _Environment:
 
     def abandon(self) -> None:
         """Close the copy of a child. With a thread inside, which the child does not have, that would never return."""
-        if self._quiet:
+        if self._quiet and self.lmdb is not None:
             self.lmdb.close()
 
     @contextmanager
@@ -187,6 +192,8 @@ class _Environment:
             self._gate.wait_for(lambda: not self._growing)
             self._active.append(threading.get_ident())
         try:
+            if self.lmdb is None:
+                raise _LostError
             with self.lmdb.begin(write=write) as inner:
                 yield Transaction(inner)
         finally:
@@ -201,13 +208,16 @@ class _Environment:
                 self.lmdb.set_mapsize(size)
 
     def reopen(self, broken: Any) -> None:  # noqa: ANN401
-        """Open the file anew, unless another thread has done so since `broken` was in use.
+        """Open the file anew, unless another thread has done so since `broken` (None: nothing) was in use.
 
         LMDB refuses all further work after it has failed to write a page of its own; what is committed still stands.
+        Where the file cannot be opened now, on a full disk say, whoever needs it next tries again.
         """
         with self._alone():
             if self.lmdb is broken:
-                broken.close()
+                self.lmdb = None
+                if broken is not None:
+                    broken.close()
                 self.lmdb = self._opened()
 
     @contextmanager
@@ -291,25 +301,23 @@ class Store:
             except lmdb.ReadersFullError as error:
                 if environment.lmdb.reader_check() == 0:
                     raise StorageError(f"{self.path}: too many processes read it at once: {error}") from error
+            except _LostError:
+                environment.reopen(None)
             except lmdb.PanicError as error:
                 environment.reopen(inner)
                 raise self._failure(error) from error
-            except DAMAGES as error:
-                raise DamagedError(f"{self.path}: {error}") from error
             except lmdb.Error as error:
                 raise self._failure(error) from error
 
     def _failure(self, error: lmdb.Error) -> StorageError:
         """LMDB calls a write that the disk took only in part an input/output error, so say what is free."""
+        if isinstance(error, DAMAGES):
+            return DamagedError(f"{self.path}: {error}")
         try:
             free = shutil.disk_usage(self.path.parent).free
         except OSError:
             return StorageError(f"{self.path}: {error}; the last committed state stands")
-        hint = ", so the disk is full" if free < FULL_BYTES else ""
-        if isinstance(error, lmdb.LockError) or "temporarily unavailable" in str(error):
-            hint += (
-                ", and another process may have the same number: containers need a common process namespace"
-            )
+        hint = (", so the disk is full" if free < FULL_BYTES else "") + _shared_number(error)
         return StorageError(
             f"{self.path}: {error}; {free // 1024} KiB are free on its file system{hint}; "
             "the last committed state stands"
@@ -332,6 +340,13 @@ class Store:
             environment.resize(size)
         except (lmdb.Error, OSError) as error:
             raise StorageError(f"{self.path}: the map cannot grow to {size} bytes: {error}") from error
+
+
+def _shared_number(error: Exception) -> str:
+    """What is behind it when LMDB finds its place among the readers taken: it tells processes apart by their numbers."""
+    if isinstance(error, lmdb.LockError) or "temporarily unavailable" in str(error):
+        return "; another process may have the same number: containers that share a directory need a common process namespace"
+    return ""
 
 
 def _identity(path: Path) -> tuple[int, int]:

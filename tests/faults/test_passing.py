@@ -307,6 +307,41 @@ def test_a_database_that_has_given_up_is_opened_again(
     store.close()
 
 
+def test_a_database_that_cannot_be_opened_again_at_once_is_opened_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "file.lmdb", map_size=1024**2)
+    store.change(lambda t: t.put(b"a", b"1"))
+
+    def gives_up(_: Any) -> Any:
+        raise lmdb.PanicError("Update of meta page failed or environment had fatal error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store_module.lmdb, "open", full)
+        for work in (gives_up, lambda t: t.get(b"a")):
+            with pytest.raises(StorageError, match=r"cannot be opened.*No space left"):
+                store.read(work)
+    assert store.read(lambda t: t.get(b"a")) == b"1"
+    store.close()
+
+
+@pytest.mark.parametrize("at_opening", [True, False])
+def test_two_processes_of_one_number_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_opening: bool
+) -> None:
+    """As in containers that share a directory, but not their process numbers."""
+
+    def taken(*_: Any, **__: Any) -> Any:
+        raise lmdb.Error("mdb_txn_begin: Resource temporarily unavailable")
+
+    store = None if at_opening else Store(tmp_path / "file.lmdb", map_size=1024**2)
+    monkeypatch.setattr(store_module.lmdb, "open", taken)
+    with pytest.raises(StorageError, match="common process namespace"):
+        (store or Store(tmp_path / "file.lmdb", map_size=1024**2)).read(taken)
+    if store is not None:
+        store.close()
+
+
 @pytest.mark.parametrize("what", ["the beacon", "the lock file"])
 def test_shared_memory_has_room_on_the_disk_before_it_is_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
