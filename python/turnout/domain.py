@@ -294,7 +294,11 @@ class VersionStatus(msgspec.Struct, frozen=True):
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
-    """A live serving process: the generation that it serves and what it has loaded."""
+    """A live serving process: the generation that it serves and what it has loaded.
+
+    `held_back` names the models of which it serves an older state, because it cannot load or read the new one (yet);
+    of all others it serves the generation `reached`.
+    """
 
     id: str
     pid: int
@@ -304,6 +308,8 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     ready: bool
     draining: bool
     versions: tuple[VersionStatus, ...]
+    reached: int = 0
+    held_back: tuple[str, ...] = ()
 
 
 class Status(msgspec.Struct, frozen=True):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from turnout.artifacts import Artifacts
 from turnout.config import Settings
@@ -18,6 +19,16 @@ from turnout.router import EMPTY, Lane, Serving, Snapshot, plan_of
 from turnout.sessions import Sessions, key_of
 
 RETRY_SECONDS = 1.0
+UNFIT = (TurnoutError, ValueError, TypeError, LookupError, OverflowError)
+"""What compiling records may raise that another release has written, or a fault."""
+
+
+class Progress(NamedTuple):
+    """How far a process has come: it serves `generation` of all models, and `reached` of all but those `held` back."""
+
+    generation: int
+    reached: int
+    held: frozenset[str]
 
 
 class Live:
@@ -38,14 +49,18 @@ class Live:
         self.snapshot: Snapshot = EMPTY
         self.latest: Snapshot = EMPTY
         self.failing = False
-        self.served_generation = 0
+        self.progress = Progress(0, 0, frozenset())
         self._noticed = -1
-        self._unreadable: dict[str, str] = {}
         self._staged: dict[str, Version | None] = {}
         self._staging = ForkLock()
         self._retry_at = 0.0
         self._refreshing = ForkLock()
         self._preloading = ForkLock()
+
+    @property
+    def served_generation(self) -> int:
+        """The generation that is served of all models."""
+        return self.progress.generation
 
     def current(self) -> Snapshot:
         """The snapshot to serve a request from. Costs one load from shared memory when nothing has changed."""
@@ -87,6 +102,7 @@ class Live:
             if not self._eager:
                 self.trim()
             if not missing:
+                self.failing = False
                 return
         threading.Thread(target=self.preload, name="turnout-load", daemon=True).start()
 
@@ -187,13 +203,15 @@ class Live:
         models: dict[str, Serving] = {
             name: serving for name, serving in self.latest.models.items() if name in fresh.names
         }
-        for name, problem in fresh.unreadable.items():
-            if self._unreadable.get(name) != problem:
-                log("error", "model_unreadable", model=name, detail=problem)
-        self._unreadable = dict(fresh.unreadable)
+        unreadable = dict(fresh.unreadable)
         for record in fresh.records:
-            models[record.model.name] = Serving(record, plan_of, key_of)
-        return Snapshot(fresh.generation, models)
+            try:
+                models[record.model.name] = Serving(record, plan_of, key_of)
+            except UNFIT as error:
+                unreadable[record.model.name] = repr(error)
+        for name in unreadable.keys() - self.latest.unreadable.keys():
+            log("error", "model_unreadable", model=name, detail=unreadable[name])
+        return Snapshot(fresh.generation, models, unreadable)
 
     def _missing(self, snapshot: Snapshot, *, routable_only: bool) -> list[tuple[Serving, Version]]:
         return [
@@ -215,10 +233,10 @@ class Live:
                     failed.add(serving.name)
         return frozenset(failed)
 
-    def _install(self, snapshot: Snapshot, failed: Iterable[str] = ()) -> None:
-        kept: Mapping[str, Serving] = {
-            name: self.snapshot.models[name] for name in failed if name in self.snapshot.models
-        }
-        self.snapshot = Snapshot(snapshot.generation, {**snapshot.models, **kept}) if kept else snapshot
-        if not failed:
-            self.served_generation = snapshot.generation
+    def _install(self, snapshot: Snapshot, waiting: Iterable[str] = ()) -> None:
+        """Serve a snapshot, but of models that have to load or cannot be read what is served now."""
+        held = snapshot.unreadable.keys() | waiting
+        kept = {name: self.snapshot.models[name] for name in held if name in self.snapshot.models}
+        self.snapshot = snapshot._replace(models={**snapshot.models, **kept}) if kept else snapshot
+        whole = self.progress.generation if held else snapshot.generation
+        self.progress = Progress(whole, snapshot.generation, frozenset(held))

@@ -88,6 +88,10 @@ class Records:
         """All heads, by name."""
         return [MODEL.decode(value) for _, value in self._t.scan("model")]
 
+    def names(self) -> list[str]:
+        """The names of all models, also of those whose records cannot be read."""
+        return [rest.decode() for rest, _ in self._t.scan("model")]
+
     def find(self, name: str) -> Model | None:
         """A head, if there is one."""
         return self._get(MODEL, "model", name)

@@ -145,16 +145,19 @@ class Registry:
         """One consistent state, with only those models read whose revision differs from the known one."""
 
         def read(r: Records) -> RegistrySnapshot:
-            heads = r.models()
             changed: list[ModelRecord] = []
             unreadable: dict[str, str] = {}
-            for head in heads:
-                if known.get(head.name) != head.revision:
-                    try:
+            for name in (names := r.names()):
+                try:
+                    head = r.model(name)
+                    if known.get(name) != head.revision:
                         changed.append(r.record(head))
-                    except msgspec.MsgspecError as error:  # of another release, say; the other models go on
-                        unreadable[head.name] = str(error)
-            return RegistrySnapshot(r.generation, changed, frozenset(head.name for head in heads), unreadable)
+                except (
+                    msgspec.MsgspecError,
+                    ValueError,
+                ) as error:  # of another release, say; the others go on
+                    unreadable[name] = str(error)
+            return RegistrySnapshot(r.generation, changed, frozenset(names), unreadable)
 
         return self._read(read)
 

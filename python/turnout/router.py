@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from turnout import _core
 from turnout.domain import REASONS, Assignment, Model, Runs, Test, Version
-from turnout.errors import InvalidRequest, ModelNotFound, NoActiveVersion, VersionNotFound
+from turnout.errors import InvalidRequest, ModelNotFound, NoActiveVersion, StorageError, VersionNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -165,12 +165,18 @@ class Snapshot(NamedTuple):
 
     generation: int
     models: Mapping[str, Serving]
+    unreadable: Mapping[str, str] = {}
+    """What is wrong with the records of a model, by name; it is served as it was before, if it was."""
 
     def serving(self, model: str) -> Serving:
-        """The model with this name. Raises ModelNotFound."""
+        """The model with this name. Raises ModelNotFound, StorageError where its records cannot be read."""
         try:
             return self.models[model]
         except KeyError:
+            if model in self.unreadable:
+                raise StorageError(
+                    f"the records of model {model} cannot be read: {self.unreadable[model]}"
+                ) from None
             raise ModelNotFound(f"Model {model} not found") from None
 
     def revisions(self) -> dict[str, int]:

@@ -46,6 +46,16 @@ class _Progress(msgspec.Struct, frozen=True):
     """The part of a WorkerStatus that a waiting process asks for a thousand times a second."""
 
     generation: int
+    reached: int = 0
+    held_back: tuple[str, ...] = ()
+
+    def of(self, model: str | None) -> int:
+        """The generation that is served of a model; with None, of all of them."""
+        return (
+            self.generation
+            if model is None or model in self.held_back
+            else max(self.generation, self.reached)
+        )
 
 
 class Membership:
@@ -62,7 +72,14 @@ class Membership:
         return self._lock.id
 
     def publish(
-        self, *, generation: int, ready: bool, draining: bool, versions: tuple[VersionStatus, ...]
+        self,
+        *,
+        generation: int,
+        ready: bool,
+        draining: bool,
+        versions: tuple[VersionStatus, ...],
+        reached: int = 0,
+        held_back: tuple[str, ...] = (),
     ) -> None:
         """Tell the others how far this worker is; from the first time on they wait for it."""
         status = WorkerStatus(
@@ -74,6 +91,8 @@ class Membership:
             ready=ready,
             draining=draining,
             versions=versions,
+            reached=reached,
+            held_back=held_back,
         )
         self._runtime.put_worker(status)
         self._lock.mark()
@@ -140,15 +159,15 @@ class Runtime:
         }
         return loaded.issuperset(self._locks.marked())
 
-    def wait_generation(self, generation: int, seconds: float) -> tuple[str, ...]:
-        """Wait until all live workers serve a generation; the ids of those that do not in time.
+    def wait_generation(self, generation: int, seconds: float, model: str | None = None) -> tuple[str, ...]:
+        """Wait until all live workers serve a generation of a model (of all, with None); the ids of those that do not.
 
         Raises nothing: the change that is waited for has been made already. A worker of which nothing can be read
         counts as one that does not serve it.
         """
         deadline = time.monotonic() + seconds
         while True:
-            served = self._served()
+            served = self._served(model)
             try:
                 live = self._locks.marked()
             except StorageError:  # too many open files, say; those that were seen are waited for
@@ -158,10 +177,10 @@ class Runtime:
                 return pending
             time.sleep(POLL_SECONDS)
 
-    def _served(self) -> dict[str, int]:
+    def _served(self, model: str | None) -> dict[str, int]:
         def read(t: Transaction) -> dict[str, int]:
             return {
-                _text(rest): progress.generation
+                _text(rest): progress.of(model)
                 for rest, value in t.scan("worker")
                 for progress in _decoded(_Progress, [value])
             }

@@ -536,7 +536,8 @@ class Turnout:
             return self._commit(
                 lambda: interchange.restore(
                     self.registry, document, self.artifacts, staged, overwrite=replace, author=author
-                )
+                ),
+                every=True,
             )
         finally:
             for files in staged.values():
@@ -617,9 +618,18 @@ class Turnout:
         )
 
     def _commit(
-        self, write: Callable[[], Committed], model: str | None = None, versions: Sequence[str] = ()
+        self,
+        write: Callable[[], Committed],
+        model: str | None = None,
+        versions: Sequence[str] = (),
+        *,
+        every: bool = False,
     ) -> Any:  # noqa: ANN401
-        """Have every live worker load what the change makes routable, make it, and wait until all serve it."""
+        """Have every live worker load what the change makes routable, make it, and wait until all serve it.
+
+        Waits for the state of the model that is changed, or with `every` of all models: another model that a worker
+        cannot load does not hold up the answer.
+        """
         tokens: list[str] = []
         try:
             if model is not None:
@@ -628,7 +638,8 @@ class Turnout:
         finally:
             for token in tokens:
                 self.runtime.unstage(token)
-        pending = self.runtime.wait_generation(committed.generation, self.settings.change_seconds)
+        changed = None if every or committed.model is None else committed.model.name
+        pending = self.runtime.wait_generation(committed.generation, self.settings.change_seconds, changed)
         revision = 0 if committed.model is None else committed.model.revision
         self._local.change = Change(committed.generation, revision, pending)
         if pending:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from turnout.config import Settings
 from turnout.errors import TurnoutError
-from turnout.live import Live
+from turnout.live import Live, Progress
 from turnout.log import log
 from turnout.registry import Registry
 from turnout.runtime import Runtime, StageRequest
@@ -40,7 +40,7 @@ class Worker:
         self._stopped = threading.Event()
         self._stages: set[str] = set()
         self._seen_stage = -1
-        self._published = -1
+        self._published: Progress | None = None
         self._flush_at = self._retry_at = 0.0
         self._draining = False
         self._thread = threading.Thread(target=self._run, name="turnout-worker", daemon=True)
@@ -110,7 +110,7 @@ class Worker:
         if live.failing and now >= self._retry_at:
             self._retry_at = now + RETRY_SECONDS
             self._in_background(live.preload)
-        if self._wake.is_set() or live.served_generation != self._published:
+        if self._wake.is_set() or live.progress != self._published:
             self._wake.clear()
             if not self._guard(self._publish):
                 self._stopped.wait(FAULT_SECONDS)
@@ -146,14 +146,16 @@ class Worker:
         log("error", "stage_not_answered", model=request.model, version=request.version)
 
     def _publish(self) -> None:
-        generation = self._live.served_generation
+        progress = self._live.progress  # taken first: what changes meanwhile is published next
         self._membership.publish(
-            generation=generation,
+            generation=progress.generation,
+            reached=progress.reached,
+            held_back=tuple(sorted(progress.held)),
             ready=self.ready(),
             draining=self._draining,
             versions=self._live.statuses(),
         )
-        self._published = generation
+        self._published = progress
 
     def _flush(self) -> None:
         self._publish()

@@ -229,6 +229,43 @@ def test_what_cannot_load_holds_up_no_other_model(hub: Turnout, monkeypatch: pyt
     until(lambda: version(hub, "a") == "v2")
 
 
+def test_the_answer_to_a_change_waits_for_no_other_model(
+    hub: Turnout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither while another one loads nor after it has failed to, in a worker or where the change is made."""
+    release = threading.Event()
+    loading = hub.live.sessions._load
+
+    def fails(found: Any) -> Any:
+        if found.model == "a":
+            assert release.wait(20)
+            raise StorageError("the file has changed")
+        return loading(found)
+
+    monkeypatch.setattr(hub.live.sessions, "_load", fails)
+    before = hub.live.served_generation
+    hub.registry.activate("a", "v2", hub._author(None, "", None))  # not staged, as an import is not
+    with turnout.open(tmp_path / "data", device="cpu", change_seconds=20) as other:
+        for label in ("v2", "v1"):
+            other.activate_version("b", label)
+            assert other.last_change is not None
+            assert other.last_change.pending == ()
+            assert version(hub, "b") == label
+        release.set()
+        until(lambda: hub.live.failing)
+        other.rollback("b")
+        assert other.last_change.pending == ()
+        assert (version(hub, "a"), version(hub, "b")) == ("v1", "v2")
+        (status,) = other.status().workers
+        assert (status.held_back, status.ready) == (("a",), False)
+        assert status.generation == before < status.reached == other.last_change.generation
+        assert other.runtime.wait_generation(status.reached, 0, "a") == (status.id,)
+        assert other.runtime.wait_generation(status.reached, 0) == (status.id,)
+        other.rollback("a")
+        assert other.last_change.pending == ()
+        until(hub.ready)
+
+
 def test_whoever_sees_a_generation_serves_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with turnout.open(tmp_path / "data", device="cpu") as hub:
         register(hub, tmp_path, "a", 1, 2)
@@ -246,24 +283,48 @@ def test_whoever_sees_a_generation_serves_from_it(tmp_path: Path, monkeypatch: p
         assert seen == [False]
 
 
+def later_layout(t: Any) -> None:
+    at = key("version", "a", "v1")
+    record = msgspec.json.decode(t.get(at))
+    record["signature"]["layout"] = "of another release"
+    t.put(at, msgspec.json.encode(record))
+
+
+def later_head(t: Any) -> None:
+    t.put(key("model", "a"), b'{"of": "another release"}')
+
+
+def missing_active(t: Any) -> None:
+    t.delete(key("version", "a", "v1"))
+    head = msgspec.json.decode(t.get(key("model", "a")))
+    t.put(key("model", "a"), msgspec.json.encode({**head, "revision": head["revision"] + 1}))
+
+
+@pytest.mark.parametrize("damage", [later_layout, later_head, missing_active])
 def test_a_record_that_cannot_be_read_concerns_its_model_alone(
-    hub: Turnout, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    hub: Turnout,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Any], None],
 ) -> None:
     monkeypatch.setattr(log_module._Threshold, "level", log_module.ORDER["error"])
-
-    def later_release(t: Any) -> None:
-        at = key("version", "a", "v1")
-        record = msgspec.json.decode(t.get(at))
-        record["signature"]["layout"] = "of another release"
-        t.put(at, msgspec.json.encode(record))
-
-    hub.registry._store.change(later_release)
-    hub.registry.activate("a", "v2", hub._author(None, "", None))
-    hub.activate_version("b", "v2")
-    assert version(hub, "b") == "v2"
+    hub.registry._store.change(damage)
+    if damage is later_layout:
+        hub.registry.activate("a", "v2", hub._author(None, "", None))
+    for label in ("v2", "v1"):
+        hub.activate_version("b", label)
+        assert version(hub, "b") == label
+        assert hub.last_change is not None
+        assert hub.last_change.pending == ()
     assert version(hub, "a") == "v1"
-    time.sleep(0.1)
+    assert not hub.ready()
+    assert hub.live.progress.held == {"a"}
     assert capsys.readouterr().err.count("model_unreadable") == 1
+    with turnout.open(tmp_path / "data", device="cpu") as fresh:
+        assert version(fresh, "b") == "v1"
+        with pytest.raises(StorageError, match="records of model a cannot be read"):
+            version(fresh, "a")
 
 
 def test_a_server_that_cannot_read_its_registry_goes_on_with_what_it_serves(
