@@ -11,7 +11,7 @@ from turnout.artifacts import Artifacts
 from turnout.config import Settings
 from turnout.domain import Version, VersionStatus
 from turnout.engine import Engine, Session
-from turnout.errors import StorageError, TurnoutError
+from turnout.errors import StorageError, TurnoutError, VersionNotLoaded
 from turnout.forks import ForkLock
 from turnout.log import log
 from turnout.registry import Registry
@@ -135,16 +135,22 @@ class Live:
         self.sessions.touch(lane.key)
         return session
 
-    def stage(self, token: str, model: str, label: str) -> None:
-        """Load a version that a change is about to make routable, and hold it until `unstage`."""
-        version = self._registry.version(model, label)
-        if version is None:
-            return
+    def expect(self, token: str) -> None:
+        """Take note of a request to stage before its loading begins, so that an `unstage` meanwhile is not lost."""
         with self._staging:
             self._staged[token] = None
+
+    def stage(self, token: str, model: str, label: str) -> None:
+        """Load a version that a change is about to make routable, and hold it until `unstage`.
+
+        Loads nothing where the token is not expected (any more).
+        """
+        version = self._registry.version(model, label)
+        if version is None or token not in self._staged:
+            return
         try:
             self.sessions.stage(version)
-        except TurnoutError:
+        except BaseException:
             self.unstage(token)
             raise
         with self._staging:
@@ -186,7 +192,14 @@ class Live:
         return None if error is None else VersionStatus(model=model, version=lane.label, error=str(error))
 
     def _load(self, version: Version) -> Session:
-        session = self._engine.load(self._artifacts.verify(version.artifact), version)
+        try:
+            session = self._engine.load(self._artifacts.verify(version.artifact), version)
+        except TurnoutError:
+            raise
+        except Exception as error:
+            raise VersionNotLoaded(
+                f"version {version.version} of model {version.model} cannot be loaded: {error!r}"
+            ) from error
         log(
             "info",
             "version_loaded",

@@ -88,7 +88,7 @@ class Sessions:
             self._staged[key] = self._staged.get(key, 0) + 1
         try:
             return self.load(version)
-        except TurnoutError:
+        except BaseException:
             self.unstage(version)
             raise
 

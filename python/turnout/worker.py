@@ -103,8 +103,7 @@ class Worker:
 
     def _step(self) -> None:
         live, now = self._live, time.monotonic()
-        if live.stale():
-            live.catch_up()
+        self._follow()
         if self._registry.beacon[1] != self._seen_stage:
             self._guard(self._stage)
         if live.failing and now >= self._retry_at:
@@ -119,12 +118,22 @@ class Worker:
             self._flush_at = now + self._flush_seconds
             self._guard(self._flush)
 
+    def _follow(self) -> None:
+        if self._live.stale():
+            self._live.catch_up()
+
     def _stage(self) -> None:
         seen = self._registry.beacon[1]
         requests = {request.token: request for request in self._runtime.staged_requests()}
-        for token in self._stages - requests.keys():
+        over = self._stages - requests.keys()
+        if over:
+            # First what these changes have made is wanted for itself; else it would be dropped, and loaded again.
+            self._follow()
+            self._live.trim()
+        for token in over:
             self._live.unstage(token)
         for token in requests.keys() - self._stages:
+            self._live.expect(token)
             self._in_background(lambda request=requests[token]: self._load(request))
         self._stages = set(requests)
         self._seen_stage = seen  # last: what could not be read is read again

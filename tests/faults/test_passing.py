@@ -24,7 +24,7 @@ from turnout import store as store_module
 from turnout.artifacts import Artifacts
 from turnout.beacon import Beacon
 from turnout.config import Settings
-from turnout.errors import StorageError
+from turnout.errors import NotReady, StorageError
 from turnout.live import Live
 from turnout.runtime import Runtime
 from turnout.serve import _collect
@@ -204,9 +204,61 @@ def test_a_session_is_let_go_of_when_its_change_is_given_up_while_it_loads(
         return loading(found)
 
     monkeypatch.setattr(hub.live.sessions, "_load", given_up)
+    hub.live.expect("token")
     hub.live.stage("token", "a", "v2")
     assert hub.live._staged == {}
     assert hub.live.sessions._staged == {}
+
+
+def test_nothing_is_loaded_for_a_change_that_was_given_up_before_the_loading_began(
+    hub: Turnout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert hub._worker is not None
+    begun: list[Callable[[], None]] = []
+    monkeypatch.setattr(hub._worker, "_in_background", begun.append)
+    token = hub.runtime.stage("a", "v2")
+    until(lambda: begun)
+    hub.runtime.unstage(token)
+    until(lambda: hub._worker is not None and hub._worker._stages == set())
+    begun[0]()
+    assert hub.live._staged == {}
+    assert hub.live.sessions._staged == {}
+    assert [status.version for status in hub.live.statuses() if status.model == "a"] == ["v1"]
+
+
+@pytest.mark.parametrize("fault", [StorageError("the file has changed"), MemoryError()])
+def test_nothing_is_held_for_a_change_that_a_worker_could_not_load(
+    hub: Turnout, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    def fails(_: Any) -> Any:
+        raise fault
+
+    monkeypatch.setattr(hub.live.sessions, "_load", fails)
+    with pytest.raises(NotReady):
+        hub.activate_version("a", "v2")
+    until(lambda: hub.live._staged == {})
+    assert hub.live.sessions._staged == {}
+
+
+def test_what_a_change_has_loaded_stays_loaded_when_the_change_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with server(tmp_path / "data", on_demand_versions=1) as hub:
+        hub.start_worker()
+        register(hub, tmp_path, "a", 1, 2, 3, 4)
+        hub.activate_version("a", "v1")
+        worker = hub._worker
+        assert worker is not None
+        loads: list[str] = []
+        loading = hub.live.sessions._load
+        monkeypatch.setattr(
+            hub.live.sessions, "_load", lambda found: (loads.append(found.version), loading(found))[1]
+        )
+        hub.configure_test("a", {"v2": 0.5, "v3": 0.25, "v4": 0.25})
+        until(lambda: worker._stages == set() and hub.live._staged == {})
+        hub.live.trim()
+        assert sorted(loads) == ["v2", "v3", "v4"]
+        assert len(hub.live.statuses()) == 4
 
 
 def test_what_cannot_load_holds_up_no_other_model(hub: Turnout, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,6 +316,22 @@ def test_the_answer_to_a_change_waits_for_no_other_model(
         other.rollback("a")
         assert other.last_change.pending == ()
         until(hub.ready)
+
+
+def test_a_load_that_fails_in_an_unforeseen_way_is_tried_again(
+    hub: Turnout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: Any) -> Any:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hub.live._engine, "load", exhausted)
+        hub.registry.activate("a", "v2", hub._author(None, "", None))
+        until(lambda: hub.live.failing)
+        assert version(hub, "a") == "v1"
+    hub.live.preload()
+    assert version(hub, "a") == "v2"
+    assert hub.ready()
 
 
 def test_whoever_sees_a_generation_serves_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
