@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Generator, Iterable
@@ -23,6 +24,7 @@ from turnout.forks import ForkLock
 
 GRAPH = "model.onnx"
 CHUNK = 1024 * 1024
+DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Staged:
@@ -195,7 +197,10 @@ class Artifacts:
 
     def digests(self) -> set[str]:
         """Everything that is stored, referred to or not."""
-        return {folder.name for folder in self.home.iterdir()}
+        try:
+            return {folder.name for folder in self.home.iterdir() if DIGEST.fullmatch(folder.name)}
+        except OSError as error:
+            raise StorageError(f"{self.home} cannot be read: {error}") from error
 
     def verify(self, artifact: Artifact) -> Path:
         """Hash every file again; where the graph lies. Raises StorageError for what is missing or has changed."""

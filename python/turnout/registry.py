@@ -256,29 +256,27 @@ class Registry:
 
         committed = self._change(change)
         if committed.value is not None:
-            try:
-                self.collect([committed.value.artifact.sha256], collect)
-            except (
-                StorageError
-            ) as error:  # the version is deleted all the same; a server that starts tries again
-                log("error", "files_left", digest=committed.value.artifact.sha256, detail=error.detail)
+            self.collect([committed.value.artifact.sha256], collect)
         return committed._replace(value=committed.value is not None)
 
     def collect(self, digests: Iterable[str], remove: Callable[[str], None]) -> None:
         """Remove the files of those digests that no version refers to.
 
         Happens under the write lock, so that no version can come to refer to them meanwhile. With the digests of all
-        stored files this removes what a process that was killed has left.
+        stored files this removes what a process that was killed has left. Raises nothing, since it follows a change
+        that was made, or failed for a reason of its own: what stays is removed when a server starts.
         """
         offered = set(digests)
-        if not offered - self._read(lambda r: r.digests()):
-            return
 
         def check(r: Records) -> None:
             for digest in sorted(offered - r.digests()):
                 remove(digest)
 
-        self._change(check)
+        try:
+            if offered - self._read(lambda r: r.digests()):
+                self._change(check)
+        except (StorageError, msgspec.MsgspecError) as error:
+            log("error", "files_left", detail=str(error))
 
     # --- tests --------------------------------------------------------------------------------------------------
 

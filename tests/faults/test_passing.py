@@ -508,6 +508,60 @@ def test_a_version_is_deleted_though_its_files_stay_and_a_start_removes_them(
     assert all(hub.artifacts.has(found.artifact) for model in "ab" for found in hub.list_versions(model))
 
 
+def test_an_import_that_was_made_does_not_raise_because_files_stay(
+    hub: Turnout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = hub.export_registry()
+    (model,) = (model for model in document["models"] if model["model"]["name"] == "a")
+    model["versions"] = [found for found in model["versions"] if found["version"] == "v1"]
+    monkeypatch.setattr(hub.artifacts, "remove", no_removal)
+    assert hub.import_registry(document, replace=True) == ["a", "b"]
+    assert [found.version for found in hub.list_versions("a")] == ["v1"]
+
+
+def no_removal(_: str) -> None:
+    raise StorageError("the files cannot be removed")
+
+
+def test_a_failed_registration_says_why_though_its_files_cannot_be_removed(
+    hub: Turnout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(hub.artifacts, "remove", no_removal)
+    monkeypatch.setattr("turnout.records.Records.commit", fails)
+    with pytest.raises(StorageError, match="the disk is full"):
+        register(hub, tmp_path, "a", 3)
+
+
+def test_a_start_removes_files_of_artifacts_alone_and_none_while_a_record_cannot_be_read(
+    hub: Turnout, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (hub.artifacts.home / "notes").mkdir()
+    (hub.artifacts.home / ("0" * 64)).mkdir()
+    monkeypatch.setattr(log_module._Threshold, "level", log_module.ORDER["error"])
+    at = key("version", "a", "v1")
+    before = hub.registry._store.read(lambda t: t.get(at))
+    hub.registry._store.change(lambda t: t.put(at, b"{}"))
+    _collect(hub)
+    assert len(hub.artifacts.digests()) == 5
+    assert "files_left" in capsys.readouterr().err
+    hub.registry._store.change(lambda t: t.put(at, before))
+    _collect(hub)
+    assert len(hub.artifacts.digests()) == 4
+    assert (hub.artifacts.home / "notes").is_dir()
+
+
+def test_a_start_goes_on_where_the_files_cannot_be_listed(
+    hub: Turnout, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_module._Threshold, "level", log_module.ORDER["error"])
+    monkeypatch.setattr(Path, "iterdir", full)
+    _collect(hub)
+    assert "files_left" in capsys.readouterr().err
+
+
 # --- forks --------------------------------------------------------------------------------------------------------------
 
 FORK = """
