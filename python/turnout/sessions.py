@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
@@ -36,7 +35,7 @@ class Sessions:
         self._kept: frozenset[str] = frozenset()
         self._staged: dict[str, int] = {}
         self._recent: OrderedDict[str, None] = OrderedDict()
-        self._loading: dict[str, threading.Lock] = {}
+        self._loading: dict[str, ForkLock] = {}
         self._lock = ForkLock()
         self.failures: dict[str, TurnoutError] = {}
 
@@ -52,7 +51,7 @@ class Sessions:
         """The session of a version, loaded now if it is not. Raises what verification and loading raise."""
         key = key_of(version)
         with self._lock:
-            gate = self._loading.setdefault(key, threading.Lock())
+            gate = self._loading.setdefault(key, ForkLock())
         with gate:
             session = self._loaded.get(key)
             if session is not None:

@@ -577,11 +577,21 @@ for label in (1, 2):
     path.write_bytes(constant_label(label))
     hub.register_version("m", f"v{label}", path)
 hub.activate_version("m", "v1")
-held, go = threading.Event(), threading.Event()
+held, loading, go = threading.Event(), threading.Event(), threading.Event()
 def hold():
     with hub.registry.beacon._lock, hub.live._refreshing, hub.telemetry._lock, hub.artifacts._owning:
         held.set()
         go.wait()
+load = hub.live.sessions._load
+def slow(version):
+    if threading.current_thread() is loader:
+        loading.set()
+        go.wait()
+    return load(version)
+hub.live.sessions._load = slow
+loader = threading.Thread(target=hub.predict, args=("m", [1, 2]), kwargs={"version": "v2"}, daemon=True)
+loader.start()
+loading.wait()
 threading.Thread(target=hold, daemon=True).start()
 held.wait()
 child = os.fork()
