@@ -31,7 +31,7 @@ WATCH_SECONDS = 1.0
 CRASHES = 5
 CRASH_SECONDS = 30.0
 RESTART_SECONDS = 10.0
-"""How long a worker that cannot open the data directory waits before it ends; so rarely, it never counts as crashing."""
+"""How long a worker that cannot start waits before it ends; so rarely, it never counts as crashing."""
 ASK_DEVICE = """
 import sys
 from turnout.engine import resolve_device
@@ -191,6 +191,26 @@ class Respawns(dict[int, float]):
         return super().get(index, default) if len(self._times.get(index, [])) >= CRASHES else default
 
 
+class Patient(Turnout):
+    """The service in a worker process: one that cannot start now, on a full disk say, waits before it ends.
+
+    The others go on meanwhile, and it is tried again.
+    """
+
+    def start_worker(self) -> None:
+        """Join the workers that serve this directory."""
+        try:
+            super().start_worker()
+        except TurnoutError as error:
+            _wait(error)
+            raise
+
+
+def _wait(error: TurnoutError) -> None:
+    log("error", error.code, detail=error.detail)
+    time.sleep(RESTART_SECONDS)
+
+
 def worker() -> Front:
     """Granian's factory, called in each worker process."""
     settings = resolve().settings
@@ -199,10 +219,9 @@ def worker() -> Front:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     stop = Stop(settings)
     try:
-        hub = Turnout(settings, server=True)
+        hub = Patient(settings, server=True)
     except TurnoutError as error:
-        log("error", error.code, detail=error.detail)
-        time.sleep(RESTART_SECONDS)  # on a full disk, say: the others go on, and this one is tried again
+        _wait(error)
         sys.exit(1)
 
     def started() -> None:

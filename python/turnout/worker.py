@@ -17,6 +17,8 @@ from turnout.telemetry import Telemetry
 POLL_SECONDS = 0.004
 RETRY_SECONDS = 5.0
 FAULT_SECONDS = 0.25
+REPORT_SECONDS = 60.0
+"""How often a fault that stays is a line in the log, which may lie on the disk that is full."""
 ANSWER_ATTEMPTS = 8
 
 
@@ -43,6 +45,7 @@ class Worker:
         self._published: Progress | None = None
         self._flush_at = self._retry_at = 0.0
         self._draining = False
+        self._faults: dict[str, tuple[str, float]] = {}
         self._thread = threading.Thread(target=self._run, name="turnout-worker", daemon=True)
 
     @property
@@ -178,9 +181,18 @@ class Worker:
 
     def _guard(self, work: Callable[[], None]) -> bool:
         """Run one step; a fault in it is logged and must not end the thread that keeps this worker current."""
+        step = getattr(work, "__name__", "load")
         try:
             work()
         except Exception as error:  # noqa: BLE001
-            log("error", "worker_step_failed", step=getattr(work, "__name__", "load"), detail=repr(error))
+            self._report(step, repr(error))
             return False
+        self._faults.pop(step, None)
         return True
+
+    def _report(self, step: str, detail: str) -> None:
+        known, again_at = self._faults.get(step, ("", 0.0))
+        now = time.monotonic()
+        if detail != known or now >= again_at:
+            self._faults[step] = detail, now + REPORT_SECONDS
+            log("error", "worker_step_failed", step=step, detail=detail)

@@ -21,6 +21,7 @@ from models import constant_label
 from turnout import log as log_module
 from turnout import runtime as runtime_module
 from turnout import store as store_module
+from turnout import worker as worker_module
 from turnout.artifacts import Artifacts
 from turnout.beacon import Beacon
 from turnout.config import Settings
@@ -316,6 +317,53 @@ def test_the_answer_to_a_change_waits_for_no_other_model(
         other.rollback("a")
         assert other.last_change.pending == ()
         until(hub.ready)
+
+
+def test_failures_are_noted_under_the_lock_under_which_they_are_sorted_out(
+    hub: Turnout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a thread that drops those of versions that are gone meets a dictionary that grows."""
+    sessions, noted = hub.live.sessions, []
+
+    class Noted(dict[str, Any]):
+        def __setitem__(self, at: str, error: Any) -> None:
+            noted.append(sessions._lock._inner.locked())
+            super().__setitem__(at, error)
+
+    def fails(_: Any) -> Any:
+        raise StorageError("the file has changed")
+
+    monkeypatch.setattr(sessions, "_load", fails)
+    monkeypatch.setattr(sessions, "failures", Noted())
+    found = hub.get_version("a", "v2")
+    assert found is not None
+    with pytest.raises(StorageError, match="has changed"):
+        sessions.load(found)
+    assert noted == [True]
+
+
+def test_a_fault_that_stays_is_one_line_until_it_changes_or_a_while_has_passed(
+    hub: Turnout, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_module._Threshold, "level", log_module.ORDER["error"])
+    worker = hub._worker
+    assert worker is not None
+
+    def step(fault: Exception | None, times: int) -> int:
+        def probe() -> None:
+            if fault is not None:
+                raise fault
+
+        for _ in range(times):
+            assert worker._guard(probe) is (fault is None)
+        return capsys.readouterr().err.count("worker_step_failed")
+
+    assert step(StorageError("the disk is full"), 100) == 1
+    assert step(StorageError("too many open files"), 100) == 1
+    assert step(None, 1) == 0
+    assert step(StorageError("too many open files"), 100) == 1
+    monkeypatch.setattr(worker_module, "REPORT_SECONDS", 0.0)
+    assert step(StorageError("the disk is full"), 100) == 100
 
 
 def test_a_load_that_fails_in_an_unforeseen_way_is_tried_again(

@@ -6,13 +6,14 @@ import json
 import logging
 import socket
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from turnout import log, serve
 from turnout.config import Settings
-from turnout.errors import TurnoutError
+from turnout.errors import StorageError, TurnoutError
 from turnout.serve import CRASH_SECONDS, CRASHES, Handler, Respawns, Server
 
 
@@ -24,6 +25,24 @@ def test_a_worker_may_die_a_few_times_but_not_for_ever() -> None:
         respawns[0] = float(death)
     assert respawns.get(0, 0) == CRASHES - 1
     assert respawns.get(1, 0) == 0
+
+
+def test_a_worker_that_cannot_start_now_waits_before_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So rarely it never counts as crashing, and the healthy workers live on."""
+    slept: list[float] = []
+    monkeypatch.setattr(serve, "time", SimpleNamespace(sleep=slept.append))
+
+    def full() -> None:
+        raise StorageError("No space left on device")
+
+    with serve.Patient(Settings(data=str(tmp_path)), server=True) as hub:
+        monkeypatch.setattr(hub.runtime, "join", full)
+        with pytest.raises(StorageError):
+            hub.start_worker()
+    (seconds,) = slept
+    assert CRASHES * seconds > CRASH_SECONDS
 
 
 def test_deaths_of_long_ago_do_not_count() -> None:
