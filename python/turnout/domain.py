@@ -19,6 +19,24 @@ OnError = Literal["fail", "skip"]
 
 REASONS: tuple[Reason, ...] = ("active", "test", "override", "pinned", "random", "fallback")
 MAX_NAME_BYTES = 200
+PATH_WORDS = frozenset(
+    [
+        "activate",
+        "assignments",
+        "batch",
+        "compare",
+        "distribution",
+        "history",
+        "overrides",
+        "predict",
+        "promote",
+        "rollback",
+        "test",
+        "tests",
+        "versions",
+    ]
+)
+"""What the paths of the API have behind the name of a model or a version."""
 MAX_ARMS = 256
 MAX_THREADS = 256
 
@@ -338,6 +356,9 @@ def utc_now() -> datetime:
 def check_name(kind: str, name: object) -> str:
     """Return `name` if it can name a model or a version: 1 to 200 bytes of UTF-8 that print, not `.` or `..`.
 
+    It may have slashes inside, but behind one no word that the paths of the API have behind a name: some servers tell
+    `%2F` from `/` no more.
+
     Raises:
         InvalidName: with what was expected and what came.
     """
@@ -348,7 +369,12 @@ def check_name(kind: str, name: object) -> str:
         raise InvalidName(
             f"{kind} {shown!r}: expected a name without spaces at its ends that is not '.' or '..'"
         )
-    if any(unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} for character in name):
+    if name.startswith("/") or name.endswith("/") or PATH_WORDS.intersection(name.split("/")[1:]):
+        raise InvalidName(
+            f"{kind} {shown!r}: expected slashes only inside, and behind one none of the words "
+            f"{', '.join(sorted(PATH_WORDS))}"
+        )
+    if "\ufffd" in name or any(unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} for c in name):
         raise InvalidName(f"{kind} {shown!r}: control characters are not allowed")
     if len(name.encode()) > MAX_NAME_BYTES:
         raise InvalidName(

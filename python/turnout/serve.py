@@ -112,7 +112,7 @@ class Server(MPServer):
             "turnout.serve:worker",
             address=host,
             port=port,
-            interface=Interfaces.ASGI,
+            interface=Interfaces(settings.interface),
             workers=settings.workers,
             loop=Loops.uvloop,
             websockets=False,

@@ -8,6 +8,7 @@ import tarfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -106,9 +107,7 @@ def test_an_artifact_past_the_limit_leaves_nothing(tmp_path: Path) -> None:
 def test_a_change_says_who_why_and_where_it_has_arrived(server: Server) -> None:
     registered(server, "life")
     body = {"version": "v2", "reason": "passed the review"}
-    activated = server.client.post(
-        path("life", "activate"), json=body, headers={"X-Actor": "Jürgen".encode()}
-    )
+    activated = server.client.post(path("life", "activate"), json=body, headers={"X-Actor": quote("Jürgen")})
     assert activated.status_code == 200
     assert activated.json()["version"] == "v2"
     assert "turnout-pending" not in activated.headers

@@ -175,7 +175,7 @@ def test_an_unexpected_error_is_logged_and_not_told() -> None:
         assert client.status == 500
         assert client.problem()["code"] == "internal"
         assert "secret" not in client.sent[1]["body"].decode()
-        assert front.in_flight == 0
+        assert front.predictions.in_flight == 0
 
     run(test)
 
@@ -186,16 +186,16 @@ def test_a_queued_job_of_a_client_that_goes_is_dropped_and_frees_its_place() -> 
         running = served(front, first)
         await asyncio.to_thread(hub.running.wait, 5)
         queued = served(front, second)
-        await until(lambda: front.in_flight == 2)
+        await until(lambda: front.predictions.in_flight == 2)
         await served(front, third)
         assert third.problem()["code"] == "too_many_requests"
         assert (b"retry-after", b"1") in third.sent[0]["headers"]
         second.go()
         await queued
-        assert (front.in_flight, second.sent) == (1, [])
+        assert (front.predictions.in_flight, second.sent) == (1, [])
         hub.release.set()
         await running
-        assert (first.status, len(hub.calls), front.in_flight) == (200, 1, 0)
+        assert (first.status, len(hub.calls), front.predictions.in_flight) == (200, 1, 0)
 
     run(test, max_in_flight=2)
 
@@ -207,10 +207,10 @@ def test_a_running_job_keeps_its_place_until_it_ends() -> None:
         await asyncio.to_thread(hub.running.wait, 5)
         client.go()
         await asyncio.sleep(0.05)
-        assert front.in_flight == 1
+        assert front.predictions.in_flight == 1
         hub.release.set()
         await running
-        assert front.in_flight == 0
+        assert front.predictions.in_flight == 0
 
     run(test)
 
@@ -220,10 +220,10 @@ def test_a_client_that_goes_while_it_sends_frees_its_place() -> None:
         client = Client("/v1/models/m/predict", headers={"content-length": "2"})
         client.incoming.put_nowait({"type": "http.request", "body": b"{", "more_body": True})
         sending = served(front, client)
-        await until(lambda: front.in_flight == 1)
+        await until(lambda: front.predictions.in_flight == 1)
         client.go()
         await sending
-        assert (front.in_flight, client.sent, hub.calls) == (0, [], [])
+        assert (front.predictions.in_flight, client.sent, hub.calls) == (0, [], [])
 
     run(test)
 
@@ -232,14 +232,14 @@ def test_a_body_that_does_not_come_is_not_waited_for_without_end() -> None:
     async def test(hub: Hub, front: Front) -> None:
         late = Client("/v1/models/m/predict", headers={"content-length": "2"})
         waiting = served(front, late)
-        await until(lambda: front.in_flight == 1)
-        front._patience.sweep()
+        await until(lambda: front.predictions.in_flight == 1)
+        front.predictions.patience.sweep()
         await asyncio.sleep(0)
         assert late.sent == [], "it is given the time until the next sweep"
-        front._patience.sweep()
+        front.predictions.patience.sweep()
         await waiting
         assert late.problem()["code"] == "request_timeout"
-        assert (late.status, front.in_flight, hub.calls) == (408, 0, [])
+        assert (late.status, front.predictions.in_flight, hub.calls) == (408, 0, [])
         in_time = Client("/v1/models/m/predict", b"{}")
         await served(front, in_time)
         assert in_time.status == 200

@@ -132,7 +132,7 @@ ONLY_IN = {
     "litestar": {"api"},
     "onnxruntime": {"engine"},
     "lmdb": {"store"},
-    "granian": {"serve"},
+    "granian": {"api", "serve"},
     "dask": {"dask"},
 }
 

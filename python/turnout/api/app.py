@@ -16,7 +16,8 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.types import ASGIApp, LifespanHook, Receive, Scope, Send
 
 from turnout.api import models, ops, predict, registry, tests, versions
-from turnout.api.front import Front, check_json
+from turnout.api.front import Front
+from turnout.api.predictions import check_json
 from turnout.api.problems import of_anything, of_litestar, of_turnout
 from turnout.api.writes import author
 from turnout.errors import InvalidRequest, TurnoutError, UnsupportedMediaType
@@ -37,7 +38,7 @@ def front(
     on_startup: Callable[[], None] | None = None,
     on_shutdown: Callable[[], None] | None = None,
 ) -> Front:
-    """The ASGI application of a server, around an opened service; it starts and closes the service."""
+    """The application of a server, for RSGI and ASGI, around an opened service; it starts and closes the service."""
 
     async def start() -> None:
         executor = ThreadPoolExecutor(ADMIN_THREADS, thread_name_prefix="turnout-admin")
@@ -113,7 +114,7 @@ def json_only(app: ASGIApp) -> ASGIApp:
             headers = dict(scope["headers"])
             kind = headers.get(b"content-type")
             if kind is not None:
-                check_json(kind)
+                check_json(kind.decode("latin-1"))
             elif scope["path"].rpartition("/")[2] not in {"predict", "batch"} and _has_body(headers):
                 raise UnsupportedMediaType("expected Content-Type application/json, found none")
         await app(scope, receive, send)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
-from urllib.parse import unquote
 
 import msgspec
 
+from turnout.api.paths import Target
 from turnout.api.patience import BODY_SECONDS
 from turnout.api.problems import MEDIA_TYPE, Problem, plain, unexpected
 from turnout.errors import PayloadTooLarge, TurnoutError, problem
@@ -17,8 +17,6 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
-Target = tuple[str, str | None]
-"""Model, and the version that is asked for."""
 Headers = list[tuple[bytes, bytes]]
 
 JSON: Final = (b"content-type", b"application/json")
@@ -30,21 +28,6 @@ CLOSE: Final = (b"connection", b"close")
 
 class Gone(Exception):
     """The client went away before its request was complete."""
-
-
-def target_of(path: bytes, verb: bytes) -> Target | None:
-    """Model and version of a path that ends in a verb; None for any other path."""
-    parts = path.split(b"/")
-    if len(parts) not in {5, 7} or parts[:3] != [b"", b"v1", b"models"] or parts[-1] != verb:
-        return None
-    if len(parts) == 7 and parts[4] != b"versions":
-        return None
-    try:
-        model = unquote(parts[3].decode("ascii"), errors="strict")
-        version = unquote(parts[5].decode("ascii"), errors="strict") if len(parts) == 7 else None
-    except UnicodeDecodeError:
-        return None
-    return (model, version) if model and version != "" else None
 
 
 # --- bodies ---------------------------------------------------------------------------------------------------------

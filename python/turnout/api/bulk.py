@@ -14,7 +14,6 @@ from turnout.api.asgi import (
     Headers,
     Receive,
     Send,
-    Target,
     announced_length,
     body_parts,
     refuse,
@@ -23,6 +22,7 @@ from turnout.api.asgi import (
 )
 from turnout.api.intake import Intake, Outlet, Parts, patient
 from turnout.api.media import answer_coding, answer_kind, decoded, encoder, kind_of
+from turnout.api.paths import Target
 from turnout.api.problems import unexpected
 from turnout.domain import OnError
 from turnout.errors import InvalidRequest, TooManyRequests, TurnoutError, UnsupportedMediaType

@@ -1,7 +1,7 @@
-"""The ASGI callable in front of Litestar: it answers predictions itself, hands batches to `Bulk`, and passes the rest on.
+"""What stands before Litestar: it answers predictions itself, hands batches to `Bulk`, and passes the rest on.
 
-Measured for the issue on 2 cores with a boosted-tree model: 284 us of CPU a request through a Litestar handler, 145 us
-through a plain ASGI function. So this way has no middleware, no dependency injection and no response object.
+It speaks RSGI, by which `turnout serve` runs it on Granian, and ASGI, for other servers and for tests. A prediction has
+a way of its own through either, without middleware, dependency injection or a response object: see benches/README.md.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+from collections.abc import Awaitable
 from time import perf_counter
-from typing import Any
+from typing import Any, Final
 
-import msgspec
+from granian.rsgi import ProtocolClosed  # pyright: ignore[reportPrivateImportUsage]
 
 from turnout.api.asgi import (
     CLOSE,
@@ -21,20 +22,21 @@ from turnout.api.asgi import (
     RETRY,
     App,
     Gone,
+    Headers,
     Message,
     Receive,
     Send,
-    Target,
     body,
     refuse,
     start,
-    target_of,
     until_gone,
     whole_body,
 )
 from turnout.api.bulk import Bulk
-from turnout.api.patience import Patience
-from turnout.errors import PayloadTooLarge, TooManyRequests, UnsupportedMediaType
+from turnout.api.paths import Target, encoded, target_of
+from turnout.api.predictions import Predictions
+from turnout.api.rsgi import Exchange, Lifespan
+from turnout.errors import InvalidRequest, PayloadTooLarge, TooManyRequests
 from turnout.log import log
 from turnout.service import Turnout
 
@@ -43,6 +45,8 @@ KNOWN_PATH_BYTES = (
     1500  # two percent-encoded names of the greatest length; longer ones would only fill memory
 )
 MAX_ID_BYTES = 128
+RSGI_JSON: Final = (JSON[0].decode(), JSON[1].decode())
+RSGI_PROBLEM: Final = (PROBLEM[0].decode(), PROBLEM[1].decode())
 
 
 class Front:
@@ -54,18 +58,84 @@ class Front:
     """
 
     def __init__(self, app: App, hub: Turnout) -> None:
-        settings = hub.settings
-        self.in_flight = 0
+        self.predictions = Predictions(hub)
         self.bulk = Bulk(hub)
         self._app = app
         self._hub = hub
-        self._limit = settings.max_in_flight
-        self._max_body = settings.max_body_bytes
-        self._log_predictions = settings.log_predictions
-        self._targets: dict[bytes, Target] = {}
+        self._max_body = hub.settings.max_body_bytes
+        self._targets: dict[str | bytes, Target] = {}
         self._ids = itertools.count(1)
         self._id_prefix = os.urandom(6).hex()
-        self._patience = Patience()
+        self._lifespan = Lifespan(self)
+
+    # --- RSGI ---------------------------------------------------------------------------------------------------
+
+    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the service, before the server takes connections."""
+        loop.run_until_complete(self._lifespan.startup())
+
+    def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Stop the service, after the last request."""
+        loop.run_until_complete(self._lifespan.shutdown())
+
+    def __rsgi__(self, scope: Any, protocol: Any) -> Awaitable[None]:  # noqa: ANN401
+        """Answer one request (RSGI 1.6)."""
+        if scope.method == "POST":
+            path = scope.path
+            target = self._targets.get(path) or self._target(path, encoded(path))
+            if target is not None:
+                headers = scope.headers
+                length = headers.get("content-length")
+                # What is too long, or of unknown length, or one too many goes a way with more care for its body.
+                if (
+                    length is not None
+                    and int(length) <= self._max_body
+                    and self.predictions.in_flight < self.predictions.limit
+                ):
+                    return self._predict_rsgi(target, scope, headers, protocol)
+        return self._bridge(scope, protocol)
+
+    async def _predict_rsgi(self, target: Target, scope: Any, headers: Any, protocol: Any) -> None:  # noqa: ANN401
+        predictions = self.predictions
+        predictions.in_flight += 1
+        identity = self._identity(headers.get("x-request-id"))
+        began = perf_counter() if predictions.logged else 0.0
+        try:
+            content = await predictions.patience.wait(protocol())
+            kind = headers.get("content-type")
+            if kind is None and "content-type" in headers:
+                kind = "\xff"  # RSGI keeps back what is not ASCII
+            status, answer = await predictions.answer(target, content, kind, protocol.client_disconnect)
+        except (Gone, ProtocolClosed):
+            return
+        except Exception as error:  # noqa: BLE001
+            send = Exchange(scope, protocol, headers).send
+            await refuse(self._hub, error, target, identity.encode(), send, *_about(error))
+            return
+        finally:
+            predictions.in_flight -= 1
+        if predictions.logged:
+            predictions.log(target, identity, status, answer, perf_counter() - began)
+        kind = RSGI_JSON if status < 400 else RSGI_PROBLEM
+        protocol.response_bytes(status, [kind, ("x-request-id", identity)], answer)
+
+    async def _bridge(self, scope: Any, protocol: Any) -> None:  # noqa: ANN401
+        """Answer by way of ASGI."""
+        headers = scope.headers
+        exchange = Exchange(scope, protocol, headers)
+        try:
+            if "x-actor" in headers and headers.get("x-actor") is None:
+                error = InvalidRequest("X-Actor: expected ASCII, with other characters percent-encoded")
+                identity = self._identity(headers.get("x-request-id")).encode()
+                await refuse(self._hub, error, ("", None), identity, exchange.send)
+            else:
+                await self(exchange.scope, exchange.receive, exchange.send)
+        except Gone:
+            return
+        finally:
+            exchange.close()
+
+    # --- ASGI ---------------------------------------------------------------------------------------------------
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request (ASGI 3.0)."""
@@ -73,10 +143,11 @@ class Front:
             await self._not_http(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        identity = self._identity(headers.get(b"x-request-id"))
+        given = headers.get(b"x-request-id")
+        identity = self._identity(None if given is None else given.decode("latin-1")).encode()
         if scope["method"] == "POST":
             path = scope["raw_path"]
-            target = self._targets.get(path) or self._target(path)
+            target = self._targets.get(path) or self._target(path, path)
             if target is not None:
                 await self._predict(target, headers, identity, receive, send)
                 return
@@ -86,80 +157,46 @@ class Front:
                 return
         await self._pass_on(scope, identity, receive, send)
 
-    # --- predictions --------------------------------------------------------------------------------------------
-
     async def _predict(
         self, target: Target, headers: dict[bytes, bytes], identity: bytes, receive: Receive, send: Send
     ) -> None:
-        if self.in_flight >= self._limit:
-            await refuse(self._hub, _busy(self._limit), target, identity, send, RETRY)
+        predictions = self.predictions
+        if predictions.in_flight >= predictions.limit:
+            await refuse(self._hub, predictions.busy(), target, identity, send, RETRY)
             return
-        self.in_flight += 1
-        started = perf_counter() if self._log_predictions else 0.0
+        predictions.in_flight += 1
+        began = perf_counter() if predictions.logged else 0.0
         try:
-            content = await self._patience.wait(
+            content = await predictions.patience.wait(
                 whole_body(headers, receive, self._max_body, "max_body_bytes")
             )
             # After the body: an HTTP/2 client may take an answer to what it still sends for a broken stream.
             kind = headers.get(b"content-type")
-            if kind is not None and kind != b"application/json":
-                check_json(kind)
-            if self._hub.needs_pool(*target):
-                status, answer = await self._in_pool(target, content, receive)
-            else:
-                status, answer = self._hub.predict_bytes(*target, content)
+            status, answer = await predictions.answer(
+                target, content, None if kind is None else kind.decode("latin-1"), lambda: until_gone(receive)
+            )
         except Gone:
             return
         except Exception as error:  # noqa: BLE001
-            unread = isinstance(error, PayloadTooLarge | TimeoutError)
-            await refuse(self._hub, error, target, identity, send, *([CLOSE] if unread else []))
+            await refuse(self._hub, error, target, identity, send, *_about(error))
             return
         finally:
-            self.in_flight -= 1
-        if self._log_predictions:
-            self._log(target, identity, status, answer, perf_counter() - started)
-        kind = JSON if status < 400 else PROBLEM
-        await send(start(status, [kind, (b"x-request-id", identity)]))
+            predictions.in_flight -= 1
+        if predictions.logged:
+            predictions.log(target, identity.decode(), status, answer, perf_counter() - began)
+        await send(start(status, [JSON if status < 400 else PROBLEM, (b"x-request-id", identity)]))
         await send(body(answer))
 
-    async def _in_pool(self, target: Target, content: bytes, receive: Receive) -> tuple[int, bytes]:
-        """Run a slow model in a thread. If the client goes while the job waits for one, the job is dropped."""
-        job = self._hub.pool.submit(self._hub.predict_bytes, *target, content)
-        answer = asyncio.wrap_future(job)
-        gone = asyncio.ensure_future(until_gone(receive))
-        try:
-            await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done() and job.cancel():
-                raise Gone
-            # A job that runs can not be stopped: it keeps its place until it ends, whether somebody listens or not.
-            return await answer
-        finally:
-            gone.cancel()
+    # --- both ---------------------------------------------------------------------------------------------------
 
-    def _target(self, path: bytes) -> Target | None:
-        """Model and version of a prediction's path, remembered by its bytes; None for any other path."""
+    def _target(self, key: str | bytes, path: bytes) -> Target | None:
+        """Model and version of a prediction's path, remembered under the path as it came; None for any other path."""
         target = target_of(path, b"predict")
         if target is not None and len(path) <= KNOWN_PATH_BYTES:
             if len(self._targets) >= KNOWN_PATHS:
                 self._targets.clear()
-            self._targets[path] = target
+            self._targets[key] = target
         return target
-
-    def _log(self, target: Target, identity: bytes, status: int, answer: bytes, seconds: float) -> None:
-        said: dict[str, Any] = msgspec.json.decode(answer)
-        shown = ("version", "reason", "prediction_id") if status < 400 else ("code", "detail")
-        log(
-            "info",
-            "predict",
-            model=target[0],
-            pinned=target[1],
-            status=status,
-            seconds=round(seconds, 6),
-            request_id=identity.decode(),
-            **{name: said[name] for name in shown},
-        )
-
-    # --- everything else ----------------------------------------------------------------------------------------
 
     async def _pass_on(self, scope: Message, identity: bytes, receive: Receive, send: Send) -> None:
         """Let Litestar answer, with the path as it came, and our request id on the answer."""
@@ -181,7 +218,7 @@ class Front:
 
     async def _not_http(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            sweeping = asyncio.ensure_future(self._patience.sweep_for_ever())
+            sweeping = asyncio.ensure_future(self.predictions.patience.sweep_for_ever())
             try:
                 await self._app(scope, receive, send)
             finally:
@@ -189,18 +226,18 @@ class Front:
         else:
             await send({"type": "websocket.close", "code": 1008})
 
-    def _identity(self, given: bytes | None) -> bytes:
+    def _identity(self, given: str | None) -> str:
         """The caller's request id where it is one (1 to 128 printable ASCII characters), else a new one."""
-        if given and len(given) <= MAX_ID_BYTES and given.isascii() and given.decode("ascii").isprintable():
+        if given and len(given) <= MAX_ID_BYTES and given.isascii() and given.isprintable():
             return given
-        return b"%s-%x" % (self._id_prefix.encode(), next(self._ids))
+        return f"{self._id_prefix}-{next(self._ids):x}"
 
 
-def check_json(kind: bytes) -> None:
-    """Raise UnsupportedMediaType unless a Content-Type is that of JSON, with or without parameters."""
-    if kind.partition(b";")[0].strip().lower() != b"application/json":
-        shown = kind.decode("latin-1")
-        raise UnsupportedMediaType(f"expected Content-Type application/json, found {shown!r}")
+def _about(error: Exception) -> Headers:
+    """The headers of a refusal: after a body that was not read to its end the connection is of no more use."""
+    if isinstance(error, TooManyRequests):
+        return [RETRY]
+    return [CLOSE] if isinstance(error, PayloadTooLarge | TimeoutError) else []
 
 
 def _log_change(scope: Message, answer: Message) -> None:
@@ -218,9 +255,3 @@ def _log_change(scope: Message, answer: Message) -> None:
             status=answer["status"],
             request_id=state["request_id"],
         )
-
-
-def _busy(limit: int) -> TooManyRequests:
-    return TooManyRequests(
-        f"{limit} requests are in flight on this worker, as many as may be; try again in a second"
-    )

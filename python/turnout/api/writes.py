@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any, TypedDict, TypeVar
+from urllib.parse import unquote
 
 import msgspec
 from litestar import Request, Response
@@ -40,7 +41,8 @@ Actor = Annotated[
     str | None,
     HeaderParameter(
         name="X-Actor",
-        description="Who makes the change, for the audit log; `anonymous` where nobody says.",
+        description="Who makes the change, for the audit log; `anonymous` where nobody says. What is not ASCII is "
+        "percent-encoded.",
     ),
 ]
 Reason = Annotated[
@@ -103,7 +105,7 @@ def _actor(value: str | None) -> str:
         name = value.encode("latin-1").decode("utf-8")
     except UnicodeError:
         name = value
-    name = name.strip()
+    name = unquote(name).strip()
     if not name or len(name) > MAX_ACTOR or not name.isprintable():
         raise InvalidRequest(f"X-Actor: expected 1 to {MAX_ACTOR} printable characters, found {name[:60]!r}")
     return name

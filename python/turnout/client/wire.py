@@ -87,13 +87,17 @@ def _segment(text: str) -> str:
         raise InvalidRequest(f"{text!a} is no text that UTF-8 could write") from error
 
 
+PRINTED = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
+"""What a header takes as it is; the rest of an actor's name is percent-encoded."""
+
+
 def headers_of(actor: str | None, revision: int | None) -> dict[bytes, bytes]:
     """Who changes something, and which revision of it that person has read."""
     found: dict[bytes, bytes] = {}
     if actor is not None:
         if not actor.isprintable():
             raise InvalidRequest(f"actor: expected printable characters, found {actor!a}")
-        found[b"X-Actor"] = actor.encode()
+        found[b"X-Actor"] = quote(actor, safe=PRINTED).encode()
     if revision is not None:
         found[b"If-Match"] = f'"{revision}"'.encode()
     return found
