@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RUST   := Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
 
-.PHONY: help setup demo test test-rust test-python check format bench coverage lock clean
+.PHONY: help setup demo test test-rust test-python valgrind instructions check format bench coverage lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show what can be made
@@ -32,8 +32,17 @@ test: test-rust test-python ## Build and run every test; print the coverage
 test-rust: $(VENV)/.locked
 	cargo test --locked --quiet
 
-test-python: setup
+test-python: setup valgrind
 	$(BIN)/python -m pytest -q --cov --cov-report=term
+
+# It counts instructions. Where it cannot be had, the tests that need it are skipped.
+valgrind:
+	@command -v valgrind >/dev/null \
+		|| { test "$$(id -u)" = 0 && apt-get -qq update && apt-get -qq install -y --no-install-recommends valgrind; } \
+		|| echo "valgrind is not here and could not be installed: instructions will not be counted"
+
+instructions: $(BIN)/python valgrind ## Count the instructions of the hot path anew, and commit to them
+	$(BIN)/python tests/instructions.py
 
 check: setup ## Formatters, linters, type checker, stub check, direction of imports
 	cargo fmt --check
