@@ -51,6 +51,12 @@ impl<'a> Output<'a> {
         Ok(Self { values, rows, inner: inner.to_vec(), stride })
     }
 
+    /// How many rows it has.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// Append a row as JSON.
     pub(crate) fn write_row(&self, row: usize, bytes: &mut Vec<u8>) {
         match self.values {

@@ -108,8 +108,17 @@ impl Route {
     /// # Errors
     /// Where there are too many lines.
     pub fn prepare_lines<'a>(&'a self, body: &'a [u8], wishes: Wishes) -> Result<Batch<'a>> {
+        let lines = body.split(|&byte| byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
+        self.prepare_each(lines, wishes)
+    }
+
+    /// The same for bodies that came one by one.
+    ///
+    /// # Errors
+    /// Where there are too many.
+    pub fn prepare_each<'a>(&'a self, bodies: impl Iterator<Item = &'a [u8]>, wishes: Wishes) -> Result<Batch<'a>> {
         let mut packer = Packer::new(self, wishes);
-        for line in body.split(|&byte| byte == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
+        for line in bodies {
             packer.check_count(packer.versions.len() + 1)?;
             if let Err(error) = packer.line(line) {
                 packer.faults.push(Fault { row: Some(packer.versions.len() - 1), error });

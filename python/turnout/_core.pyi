@@ -182,6 +182,16 @@ class Route:
         self, body: bytes | NDArray[np.uint8], pinned: int | None, skip: bool, most: int
     ) -> _Prepared:
         """The same for lines, each of them a body of `prepare`. Unless `skip`, nothing behind a bad line is read."""
+    def prepare_each(
+        self, bodies: Sequence[bytes]
+    ) -> list[tuple[int, list[int], bytes, tuple[NDArray[Any], ...]]]:
+        """The same for bodies of `prepare` that came one by one; keeps the GIL, so for few of them.
+
+        Returns for each version that occurs its index, the numbers of its bodies, their reasons, and its inputs. A body
+        that is bad is in none of them.
+        """
+    def encode_each(self, version: int, reasons: bytes, outputs: Sequence[NDArray[Any]]) -> list[bytes]:
+        """What `encode` writes, for each row of the outputs of a version."""
     def assign_each(
         self, ids: int | Sequence[str | int | None] | NDArray[np.int64] | NDArray[np.uint64]
     ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:

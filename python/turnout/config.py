@@ -50,6 +50,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     interface: Literal["rsgi", "asgi"] = setting(
         "rsgi", "How Granian hands requests over; `asgi` takes a fifth more time for each."
     )
+    affinity: Literal["auto", "on", "off"] = setting(
+        "auto",
+        "Whether the threads of a worker that pass requests on share one core; `auto`: where no other worker has it.",
+    )
     device: Device = setting(
         "auto", "Where sessions run: `auto` (CUDA if it really works, else CPU), `cpu`, `cuda`, `cuda:N`."
     )

@@ -39,6 +39,8 @@ PATH_WORDS = frozenset(
 """What the paths of the API have behind the name of a model or a version."""
 MAX_ARMS = 256
 MAX_THREADS = 256
+MAX_BATCH_ROWS = 4096
+MAX_DELAY_US = 10_000_000
 
 
 class Feature(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -76,11 +78,19 @@ class Signature(msgspec.Struct, frozen=True):
 
 
 class SessionOptions(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """How a version is run. None means: the setting of the process that loads it."""
+    """How a version is run. None means: the setting of the process that loads it.
+
+    Requests that arrive while a worker is busy run together, up to `max_batch_rows` rows at once; 1 means each by
+    itself, None what the warm-up finds to pay. A run that is not full waits for `max_delay_us` for more (None: not at
+    all). Past `max_queue_rows` waiting rows a worker refuses more (None: past `max_in_flight` requests).
+    """
 
     device: str | None = None
     intra_op_threads: Annotated[int, msgspec.Meta(ge=1, le=MAX_THREADS)] | None = None
     spinning: bool | None = None
+    max_batch_rows: Annotated[int, msgspec.Meta(ge=1, le=MAX_BATCH_ROWS)] | None = None
+    max_delay_us: Annotated[int, msgspec.Meta(ge=0, le=MAX_DELAY_US)] | None = None
+    max_queue_rows: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
 class ArtifactFile(msgspec.Struct, frozen=True):
@@ -298,7 +308,11 @@ class RowError(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class VersionStatus(msgspec.Struct, frozen=True):
-    """A version as one worker has it loaded; times in seconds, `error` where it could not be loaded."""
+    """A version as one worker has it loaded; times in seconds, `error` where it could not be loaded.
+
+    `run_seconds` is the time of a warm run of one row, `batch_seconds` of one of `max_batch_rows` rows, which is what
+    runs together at most; 1 where requests run each by itself.
+    """
 
     model: str
     version: str
@@ -308,6 +322,9 @@ class VersionStatus(msgspec.Struct, frozen=True):
     load_seconds: float = 0.0
     warmup_seconds: float = 0.0
     run_seconds: float = 0.0
+    max_batch_rows: int = 1
+    max_delay_us: int = 0
+    batch_seconds: float = 0.0
     error: str | None = None
 
 

@@ -6,7 +6,6 @@ import ctypes
 import functools
 import os
 import re
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,11 +16,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from turnout.domain import Signature, Tensor, Version
-from turnout.errors import DeviceUnavailable, InvalidModel, PredictionFailed, TurnoutError
+from turnout.errors import DeviceUnavailable, InvalidModel, PredictionFailed
+from turnout.warmup import batch_of, warm
 
 FATAL = 4  # severity: what goes wrong reaches the caller as an exception, not as lines on standard error
-WARM_RUNS = 7
-WARM_SECONDS = 0.25
 
 # One Identity node on a float, as an ONNX file: the smallest session that shows which provider really runs.
 TINY = bytes.fromhex(
@@ -100,19 +98,25 @@ def resolve_device(device: str) -> str:
 class Session:
     """A loaded version. `run` may be called by many threads at once; the last one to let go frees it.
 
-    `inner` is the session of onnxruntime.
+    `inner` is the session of onnxruntime, `threads` what one run of it may use. A server keeps in `queue` what waits
+    for it.
     """
 
-    def __init__(self, session: ort.InferenceSession, device: str) -> None:
+    def __init__(self, session: ort.InferenceSession, device: str, threads: int = 1) -> None:
         self.inner = session
+        self.threads = threads
+        self.queue: Any = None
         self.device = device
         self.providers: tuple[str, ...] = tuple(session.get_providers())
         self.inputs: tuple[str, ...] = tuple(node.name for node in session.get_inputs())
         self.outputs: tuple[str, ...] = tuple(node.name for node in session.get_outputs())
         self._names = list(self.outputs)
         self._maps = any(not node.type.startswith("tensor(") for node in session.get_outputs())
-        self.load_seconds = self.warmup_seconds = self.run_seconds = 0.0
+        self.load_seconds = self.warmup_seconds = self.run_seconds = self.batch_seconds = 0.0
         self.inline = True
+        self.max_batch_rows = 1
+        self.max_delay_us = 0
+        self.max_queue_rows: int | None = None
 
     def run(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """The outputs for inputs in the order of the graph. Raises PredictionFailed with the runtime's words."""
@@ -131,9 +135,19 @@ class Engine:
         intra_op_threads: threads of one run.
         spinning: whether idle threads of a session spin.
         inline_seconds: what a warm run may take to be called on an event loop.
+        batches: whether to find out how many rows of requests should run together.
     """
 
-    def __init__(self, device: str, intra_op_threads: int, spinning: bool, inline_seconds: float) -> None:
+    def __init__(
+        self,
+        device: str,
+        intra_op_threads: int,
+        spinning: bool,
+        inline_seconds: float,
+        *,
+        batches: bool = False,
+    ) -> None:
+        self._batches = batches
         self._device = device
         self._threads = intra_op_threads
         self._spinning = spinning
@@ -155,10 +169,33 @@ class Engine:
         loaded = time.perf_counter()
         session.load_seconds = loaded - started
         if version.signature.layout != "tensors":
-            session.run_seconds = _warm(session, rows_of(version.signature, 1, width=len(version.features)))
-        session.warmup_seconds = time.perf_counter() - loaded
+            session.run_seconds = warm(
+                session.run, rows_of(version.signature, 1, width=len(version.features))
+            )
         session.inline = session.run_seconds <= self._inline_seconds
+        if self._batches:
+            self._batch(session, version)
+        session.warmup_seconds = time.perf_counter() - loaded
         return session
+
+    def _batch(self, session: Session, version: Version) -> None:
+        """Decide how many rows of requests run together: as many as the version says, or as the warm-up finds to pay."""
+        wanted = version.options.max_batch_rows
+        session.max_delay_us = version.options.max_delay_us or 0
+        session.max_queue_rows = version.options.max_queue_rows
+        signature = version.signature
+        free = signature.layout != "tensors" and all(t.shape and t.shape[0] is None for t in signature.inputs)
+        if wanted == 1 or not free:
+            if wanted is not None and wanted > 1:
+                raise InvalidModel(
+                    f"max_batch_rows {wanted}: expected inputs whose first dimension is free, found "
+                    + ", ".join(f"{t.name} {list(t.shape)}" for t in signature.inputs)
+                )
+            return
+        rows = functools.partial(rows_of, signature, width=len(version.features), random=True)
+        longest = self._inline_seconds if session.inline else None
+        found = batch_of(session.run, rows, session.run_seconds, wanted=wanted, longest=longest)
+        session.max_batch_rows, session.batch_seconds = found
 
 
 def open_session(path: Path, *, device: str, threads: int = 1, spinning: bool = False) -> Session:
@@ -180,7 +217,7 @@ def open_session(path: Path, *, device: str, threads: int = 1, spinning: bool = 
         raise DeviceUnavailable(
             f"device {device} was asked for, but onnxruntime gave {session.get_providers()[0]}"
         )
-    return Session(session, where)
+    return Session(session, where, threads)
 
 
 def signature_parts(session: Session) -> tuple[list[Any], list[Any], dict[str, str]]:
@@ -189,12 +226,16 @@ def signature_parts(session: Session) -> tuple[list[Any], list[Any], dict[str, s
     return inner.get_inputs(), inner.get_outputs(), dict(inner.get_modelmeta().custom_metadata_map)
 
 
-def rows_of(signature: Signature, rows: int, *, width: int) -> list[NDArray[Any]]:
-    """Inputs of `rows` rows for a signature: zeros, and empty strings; `width` features where the graph leaves it open."""
-    return [_zeros(tensor, rows, width) for tensor in signature.inputs]
+def rows_of(signature: Signature, rows: int, *, width: int, random: bool = False) -> list[NDArray[Any]]:
+    """Inputs of `rows` rows for a signature: zeros (or small numbers, always the same), and empty strings.
+
+    They have `width` features where the graph leaves that open.
+    """
+    numbers = np.random.default_rng(rows) if random else None
+    return [_rows(tensor, rows, width, numbers) for tensor in signature.inputs]
 
 
-def _zeros(tensor: Tensor, rows: int, width: int) -> NDArray[Any]:
+def _rows(tensor: Tensor, rows: int, width: int, numbers: np.random.Generator | None) -> NDArray[Any]:
     dimensions = tensor.shape
     shape = [1 if size is None else size for size in dimensions]
     if dimensions and dimensions[0] is None:
@@ -202,7 +243,9 @@ def _zeros(tensor: Tensor, rows: int, width: int) -> NDArray[Any]:
     if len(dimensions) == 2 and dimensions[1] is None:
         shape[1] = width
     kind = NUMPY_TYPES[tensor.dtype]
-    return np.full(shape, "", np.object_) if kind is np.object_ else np.zeros(shape, kind)
+    if kind is np.object_:
+        return np.full(shape, "", np.object_)
+    return np.zeros(shape, kind) if numbers is None else numbers.integers(0, 2, shape).astype(kind)
 
 
 def flatten(output: Any) -> tuple[NDArray[Any], tuple[Any, ...]]:  # noqa: ANN401
@@ -234,17 +277,3 @@ def _quiet() -> Any:  # noqa: ANN401 - the stubs of onnxruntime do not know thei
     options = ort.SessionOptions()
     options.log_severity_level = FATAL
     return options
-
-
-def _warm(session: Session, rows: list[NDArray[Any]]) -> float:
-    """The median time of a warm run, in seconds."""
-    times: list[float] = []
-    deadline = time.perf_counter() + WARM_SECONDS
-    while len(times) < WARM_RUNS and (len(times) < 2 or time.perf_counter() < deadline):
-        started = time.perf_counter()
-        try:
-            session.run(rows)
-        except TurnoutError as error:
-            raise PredictionFailed(f"the model loads but does not run: {error}") from error
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])

@@ -24,6 +24,7 @@ TurnoutError                    500 internal
 ├── TooManyRequests             429 too_many_requests
 ├── PredictionFailed            500 prediction_failed
 ├── DeviceUnavailable           503 device_unavailable
+├── DeadlineExceeded            504 deadline_exceeded
 ├── VersionNotLoaded            503 version_not_loaded
 └── StorageError                507 storage_error
 """
@@ -189,6 +190,13 @@ class TooManyRequests(TurnoutError):
 
     status = 429
     code = "too_many_requests"
+
+
+class DeadlineExceeded(TurnoutError):
+    """The request waited for its turn longer than it allows."""
+
+    status = 504
+    code = "deadline_exceeded"
 
 
 class PredictionFailed(TurnoutError):

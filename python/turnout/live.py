@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from turnout.affinity import roam
 from turnout.artifacts import Artifacts
 from turnout.config import Settings
 from turnout.domain import Version, VersionStatus
@@ -42,7 +43,11 @@ class Live:
         self._registry = registry
         self._artifacts = artifacts
         self._engine = Engine(
-            settings.device, settings.intra_op_threads, settings.spinning, settings.inline_seconds
+            settings.device,
+            settings.intra_op_threads,
+            settings.spinning,
+            settings.inline_seconds,
+            batches=eager,
         )
         self._eager = eager
         self.sessions = Sessions(self._load, on_demand=settings.on_demand_versions)
@@ -104,7 +109,11 @@ class Live:
             if not missing:
                 self.failing = False
                 return
-        threading.Thread(target=self.preload, name="turnout-load", daemon=True).start()
+        threading.Thread(target=self._preload_anywhere, name="turnout-load", daemon=True).start()
+
+    def _preload_anywhere(self) -> None:
+        roam()
+        self.preload()
 
     def preload(self) -> None:
         """Load what the latest generation wants and switch to it. Models that cannot load keep their old serving."""
@@ -187,6 +196,9 @@ class Live:
                 load_seconds=session.load_seconds,
                 warmup_seconds=session.warmup_seconds,
                 run_seconds=session.run_seconds,
+                max_batch_rows=session.max_batch_rows,
+                max_delay_us=session.max_delay_us,
+                batch_seconds=session.batch_seconds,
             )
         error = self.sessions.failures.get(lane.key)
         return None if error is None else VersionStatus(model=model, version=lane.label, error=str(error))
@@ -208,6 +220,8 @@ class Live:
             device=session.device,
             load_seconds=session.load_seconds,
             run_seconds=session.run_seconds,
+            max_batch_rows=session.max_batch_rows,
+            batch_seconds=session.batch_seconds,
         )
         return session
 

@@ -1,21 +1,54 @@
-"""The way of a prediction: bytes in, bytes out. A plain synchronous function that front ends only adapt."""
+"""The way of a prediction: bytes in, bytes out. Plain synchronous functions that front ends only adapt."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter_ns
+from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from turnout import _core
 from turnout.domain import REASONS
+from turnout.engine import Session
 from turnout.errors import PredictionFailed, TurnoutError, problem
 from turnout.live import Live
 from turnout.log import log
 from turnout.router import Lane, Serving
-from turnout.telemetry import Telemetry
+from turnout.telemetry import QUEUE, Telemetry
 
 FALLBACK = REASONS.index("fallback")
 PINNED = REASONS.index("pinned")
+
+Answer = tuple[int, bytes]
+"""The HTTP status and the JSON body, a problem document (RFC 9457) from 400 on."""
+
+
+class Ticket:
+    """A request that was read and routed: who answers it, and with which inputs. `session` is None until it is loaded."""
+
+    __slots__ = ("body", "inputs", "lane", "position", "reason", "serving", "session", "started")
+
+    def __init__(
+        self,
+        serving: Serving,
+        position: int,
+        reason: int,
+        inputs: tuple[NDArray[Any], ...],
+        body: bytes,
+        session: Session | None,
+        started: int,
+    ) -> None:
+        self.serving = serving
+        self.position = position
+        self.lane = serving.lanes[position]
+        self.reason = reason
+        self.inputs = inputs
+        self.body = body
+        self.session = session
+        self.started = started
 
 
 class Predictor:
@@ -26,54 +59,136 @@ class Predictor:
         self._telemetry = telemetry
         self._fallback = fallback
 
-    def predict_bytes(self, model: str, version: str | None, body: bytes) -> tuple[int, bytes]:
-        """Answer one request: the HTTP status and the JSON body, a problem document (RFC 9457) from 400 on."""
+    def predict_bytes(self, model: str, version: str | None, body: bytes) -> Answer:
+        """Answer one request."""
         try:
-            return 200, self.answer(model, version, body)
+            ticket = self.admit(model, version, body)
         except TurnoutError as error:
-            if error.status < 500:
-                self._telemetry.reject(error.code)
-            return error.status, msgspec.json.encode(problem(error))
+            return self.refusal(error)
+        return self.respond(ticket)
 
     def answer(self, model: str, version: str | None, body: bytes) -> bytes:
         """Answer one request with the JSON of a Prediction; raises the errors of `turnout.errors`."""
+        return self._run(self.admit(model, version, body))
+
+    def admit(self, model: str, version: str | None, body: bytes) -> Ticket:
+        """Read and route one request. Raises what is wrong with it."""
         started = perf_counter_ns()
         serving = self._live.current().serving(model)
         pinned = None if version is None else serving.position(version)
-        index, reason, inputs = serving.route.prepare(body, pinned)
-        lane = serving.lanes[index]
+        position, reason, inputs = serving.route.prepare(body, pinned)
+        session = self._live.sessions.get(serving.lanes[position].key)
+        return Ticket(serving, position, reason, inputs, body, session, started)
+
+    def respond(self, ticket: Ticket) -> Answer:
+        """Answer a request by itself."""
         try:
-            session = self._live.session(lane) if pinned is None else self._live.pinned_session(lane)
+            return 200, self._run(ticket)
+        except TurnoutError as error:
+            return self.refusal(error)
+
+    def refusal(self, error: TurnoutError) -> Answer:
+        """The answer that says what is wrong; what no version has failed at is counted as refused."""
+        if error.status < 500:
+            self._telemetry.reject(error.code)
+        return error.status, msgspec.json.encode(problem(error))
+
+    def respond_together(self, session: Session, tickets: Sequence[Ticket]) -> list[Answer]:
+        """Answer requests that have this session in common by one run of it; if that fails, each by itself."""
+        if len(tickets) == 1:
+            return [self.respond(tickets[0])]
+        try:
+            inputs = [np.concatenate(columns) for columns in zip(*(t.inputs for t in tickets), strict=True)]
             before = perf_counter_ns()
             outputs = session.run(inputs)
+            spent = perf_counter_ns() - before
+        except (TurnoutError, ValueError):  # the fault of one of them, and not of the others
+            return [self.respond(ticket) for ticket in tickets]
+        answers: list[Answer] = []
+        start = 0
+        for ticket in tickets:
+            end = start + len(ticket.inputs[0])
+            rows = [output[start:end] for output in outputs]
+            start = end
+            try:
+                answer = ticket.serving.route.encode(ticket.position, ticket.reason, rows)
+            except TurnoutError:
+                answers.append(self.respond(ticket))
+                continue
+            series = ticket.lane.series[ticket.reason] or self._series(
+                ticket.serving, ticket.lane, ticket.reason
+            )
+            series.record(perf_counter_ns() - ticket.started, spent)
+            if ticket.reason == PINNED:
+                self._live.sessions.touch(ticket.lane.key)
+            answers.append((200, answer))
+        return answers
+
+    def respond_each(self, serving: Serving, bodies: Sequence[bytes], started: Sequence[int]) -> list[Answer]:
+        """Answer requests of one model, read at `started`, by one run of each of its versions.
+
+        Where a body is bad, or a run fails, each request of it is answered by itself.
+        """
+        answers: list[Answer | None] = [None] * len(bodies)
+        route, name = serving.route, serving.name
+        for position, numbers, reasons, inputs in route.prepare_each(bodies):
+            lane = serving.lanes[position]
+            try:
+                session = self._live.session(lane)
+                before = perf_counter_ns()
+                outputs = session.run(inputs)
+                spent = perf_counter_ns() - before
+                encoded = route.encode_each(position, reasons, outputs)
+            except (TurnoutError, ValueError):  # the fault of one of them, and not of the others
+                continue
+            now = perf_counter_ns()
+            series = lane.series
+            for number, reason, answer in zip(numbers, reasons, encoded, strict=True):
+                (series[reason] or self._series(serving, lane, reason)).record(now - started[number], spent)
+                answers[number] = (200, answer)
+        return [
+            self.predict_bytes(name, None, body) if answer is None else answer
+            for body, answer in zip(bodies, answers, strict=True)
+        ]
+
+    def serving(self, model: str) -> Serving | None:
+        """A model as it is served now."""
+        return self._live.current().models.get(model)
+
+    def together(self, serving: Serving) -> int:
+        """How many requests of a model, whatever versions they reach, run together on an event loop; 1 for none."""
+        sessions = [self._live.sessions.get(lane.key) for lane in serving.routable_lanes]
+        rows = [
+            session.max_batch_rows if session.inline and not session.max_delay_us else 1
+            for session in sessions
+            if session is not None
+        ]
+        return min(rows) if len(rows) == len(sessions) and rows else 1
+
+    def waited(self, ticket: Ticket, nanoseconds: int) -> None:
+        """Count how long a request has waited for its turn."""
+        lane = ticket.lane
+        if lane.queue is None:
+            lane.queue = self._telemetry.series(ticket.serving.name, lane.label, QUEUE, "")
+        lane.queue.record(nanoseconds, 0)
+
+    def _run(self, ticket: Ticket) -> bytes:
+        serving, lane, reason = ticket.serving, ticket.lane, ticket.reason
+        try:
+            session = self._live.pinned_session(lane) if reason == PINNED else self._live.session(lane)
+            before = perf_counter_ns()
+            outputs = session.run(ticket.inputs)
             after = perf_counter_ns()
-            answer = serving.route.encode(index, reason, outputs)
+            answer = serving.route.encode(ticket.position, reason, outputs)
         except TurnoutError as error:
-            return self._fall_back(serving, lane, reason, body, started, error)
+            return self._fall_back(ticket, error)
         series = lane.series[reason] or self._series(serving, lane, reason)
-        series.record(perf_counter_ns() - started, after - before)
+        series.record(perf_counter_ns() - ticket.started, after - before)
         return answer
 
-    def needs_pool(self, model: str, version: str | None) -> bool:
-        """Whether this prediction may take longer than an event loop should wait: a slow model, or one to be loaded."""
-        serving = self._live.current().models.get(model)
-        if serving is None:
-            return False
-        get = self._live.sessions.get
-        if version is not None:
-            index = serving.index.get(version)
-            session = None if index is None else get(serving.lanes[index].key)
-            return index is not None and (session is None or not session.inline)
-        for lane in serving.routable_lanes:
-            session = get(lane.key)
-            if session is None or not session.inline:
-                return True
-        return False
-
-    def _fall_back(
-        self, serving: Serving, failed: Lane, reason: int, body: bytes, started: int, error: TurnoutError
-    ) -> bytes:
+    def _fall_back(self, ticket: Ticket, error: TurnoutError) -> bytes:
         """Let the active version answer for an arm that failed; the failure counts against the arm."""
+        serving, failed, reason = ticket.serving, ticket.lane, ticket.reason
         said = type(error)(f"version {failed.label} of model {serving.name}: {error.detail}")
         series = failed.series[reason] or self._series(serving, failed, reason)
         series.record_error()
@@ -82,7 +197,12 @@ class Predictor:
         if not self._fallback or reason == PINNED or active is None or active is failed:
             raise said from error
         try:
-            index, _, inputs = serving.route.prepare(body, serving.index[active.label])
+            index, _, inputs = serving.route.prepare(ticket.body, serving.index[active.label])
+            session = self._live.session(active)
+            before = perf_counter_ns()
+            outputs = session.run(inputs)
+            after = perf_counter_ns()
+            answer = serving.route.encode(index, FALLBACK, outputs)
             session = self._live.session(active)
             before = perf_counter_ns()
             outputs = session.run(inputs)
@@ -95,7 +215,7 @@ class Predictor:
                 (active.series[FALLBACK] or self._series(serving, active, FALLBACK)).record_error()
             raise said from second
         series = active.series[FALLBACK] or self._series(serving, active, FALLBACK)
-        series.record(perf_counter_ns() - started, after - before)
+        series.record(perf_counter_ns() - ticket.started, after - before)
         return answer
 
     def _series(self, serving: Serving, lane: Lane, reason: int) -> _core.Series:

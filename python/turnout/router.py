@@ -32,22 +32,30 @@ class ModelRecord(NamedTuple):
 
 
 class Lane:
-    """One version of a serving: the key of its session, and its statistics by index into REASONS, made at first use."""
+    """One version of a serving: the key of its session, and its statistics, made at first use.
 
-    __slots__ = ("key", "label", "series", "version")
+    `series` counts answers by index into REASONS, `queue` the time that requests waited for their turn.
+    """
+
+    __slots__ = ("key", "label", "queue", "series", "version")
 
     def __init__(self, version: Version, key: str) -> None:
         self.version = version
         self.label = version.version
         self.key = key
         self.series: list[_core.Series | None] = [None] * len(REASONS)
+        self.queue: _core.Series | None = None
 
 
 class Serving:
-    """One model, ready to route: a lane for each of its versions, and the compiled route over them."""
+    """One model, ready to route: a lane for each of its versions, and the compiled route over them.
+
+    A server keeps in `burst` what arrives for it at once; None before the first request, False where it keeps nothing.
+    """
 
     __slots__ = (
         "active_lane",
+        "burst",
         "index",
         "labels",
         "lanes",
@@ -66,6 +74,7 @@ class Serving:
         key: Callable[[Version], str],
     ) -> None:
         self.record = record
+        self.burst: Any = None
         self.lanes = tuple(Lane(version, key(version)) for version in record.versions.values())
         self.labels = tuple(record.versions)
         self.index = {label: position for position, label in enumerate(self.labels)}

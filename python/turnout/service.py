@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turnout import _core, archives, documents, interchange, reports
+from turnout.affinity import roam
 from turnout.answers import BatchPrediction
 from turnout.artifacts import Artifacts, Staged, graph_of
 from turnout.batch import BatchPredictor
@@ -92,11 +93,12 @@ class Turnout:
         self.live = Live(self.registry, self.artifacts, settings, eager=server)
         self.predictor = Predictor(self.live, self.telemetry, fallback=settings.fallback)
         self.predict_bytes = self.predictor.predict_bytes
-        self.needs_pool = self.predictor.needs_pool
         self.batches = BatchPredictor(
             self.live, self.telemetry, fallback=settings.fallback, most=settings.max_batch_rows
         )
-        self.pool = ThreadPoolExecutor(settings.pool_threads, thread_name_prefix="turnout-predict")
+        self.pool = ThreadPoolExecutor(
+            settings.pool_threads, thread_name_prefix="turnout-predict", initializer=roam
+        )
         self.batch_pool = ThreadPoolExecutor(
             settings.max_batches, thread_name_prefix="turnout-batch", initializer=_step_back
         )
@@ -703,6 +705,7 @@ def _weights(weights: Any) -> dict[str, float]:  # noqa: ANN401
 
 def _step_back() -> None:
     """Let threads that answer single predictions go before the present one, where the system can tell them apart."""
+    roam()
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BATCH_NICENESS)
 

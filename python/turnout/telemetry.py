@@ -25,6 +25,8 @@ REJECTED = "rejected"
 """The scope of requests that no version has seen; a scope of a test has a slash in it."""
 BATCH = "batch"
 """Stands for the reason where the rows of a batch are counted, each with its share of the time of its chunk."""
+QUEUE = "queue"
+"""Stands for the reason where the time is counted that requests waited for their turn."""
 DUMP: msgspec.msgpack.Decoder[list[tuple[str, str, str, str, bytes]]] = msgspec.msgpack.Decoder(
     list[tuple[str, str, str, str, bytes]]
 )
@@ -143,7 +145,9 @@ class Merged:
 
     def live(self, model: str, version: str) -> LiveStatistics:
         """What a version has answered one by one, whatever the reason."""
-        totals = self._sum(lambda key: key.model == model and key.version == version and key.reason != BATCH)
+        totals = self._sum(
+            lambda key: key.model == model and key.version == version and key.reason not in {BATCH, QUEUE}
+        )
         return LiveStatistics(
             requests=totals.requests,
             errors=totals.errors,
@@ -187,6 +191,11 @@ class Merged:
             "Time of a prediction outside of the model.",
             labels=["model", "version"],
         )
+        queue = HistogramMetricFamily(
+            "turnout_queue_seconds",
+            "Time that a prediction waited for its turn, alone or to run together with others.",
+            labels=["model", "version"],
+        )
         for labels, totals in self._by(lambda key: (key.model, key.version, key.reason)):
             requests.add_metric(labels, totals.requests)
             errors.add_metric(labels, totals.errors)
@@ -195,18 +204,22 @@ class Merged:
             overhead.add_metric(
                 labels, _buckets(totals.overhead_buckets(BOUNDS), totals), totals.overhead_sum
             )
+        for labels, totals in self._by(lambda key: (key.model, key.version), queued=True):
+            queue.add_metric(labels, _buckets(totals.latency_buckets(BOUNDS), totals), totals.latency_sum)
         for key, parts in self._parts.items():
             if key.scope == REJECTED:
                 rejected.add_metric([key.reason], Totals(parts).errors)
-        yield from (requests, errors, rejected, latency, overhead)
+        yield from (requests, errors, rejected, latency, overhead, queue)
 
     def _sum(self, chosen: Callable[[Key], bool]) -> Totals:
         return Totals([part for key, parts in self._parts.items() if chosen(key) for part in parts])
 
-    def _by(self, label: Callable[[Key], tuple[str, ...]]) -> Iterator[tuple[list[str], Totals]]:
+    def _by(
+        self, label: Callable[[Key], tuple[str, ...]], *, queued: bool = False
+    ) -> Iterator[tuple[list[str], Totals]]:
         grouped: dict[tuple[str, ...], list[bytes]] = defaultdict(list)
         for key, parts in self._parts.items():
-            if key.scope != REJECTED:
+            if key.scope != REJECTED and (key.reason == QUEUE) == queued:
                 grouped[label(key)].extend(parts)
         for labels, parts in sorted(grouped.items()):
             yield list(labels), Totals(parts)

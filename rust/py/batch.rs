@@ -282,6 +282,19 @@ pub fn with_parts<'py, T: Send>(
     py.detach(|| work(&built)).map_err(to_py)
 }
 
+/// The outputs of one version for some rows, as the core reads them.
+pub fn with_outputs<'py, T>(
+    outputs: &[Bound<'py, PyUntypedArray>],
+    work: impl FnOnce(&[Output<'_>]) -> PyResult<T>,
+) -> PyResult<T> {
+    let kept = outputs.iter().map(keep).collect::<PyResult<Vec<_>>>()?;
+    let found = outputs.iter().zip(&kept).map(|(array, kept)| {
+        Output::new(array.shape(), kept.array()?)
+            .map_err(|problem| to_py(ErrorKind::Output { name: "of a batch".to_owned(), problem }.into()))
+    });
+    work(&found.collect::<PyResult<Vec<_>>>()?)
+}
+
 fn keep<'py>(array: &Bound<'py, PyUntypedArray>) -> PyResult<Kept<'py>> {
     let dtype = array.dtype();
     match (dtype.kind(), dtype.itemsize()) {

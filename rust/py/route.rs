@@ -99,6 +99,9 @@ fn scalar(value: &Bound<'_, PyAny>) -> PyResult<Scalar> {
     }
 }
 
+/// A version, which of the bodies it answers, why, and its inputs for them.
+type Group<'py> = (usize, Vec<usize>, Vec<u8>, Bound<'py, PyTuple>);
+
 /// All that one model needs on the way of a prediction.
 #[pyclass(frozen, module = "turnout._core")]
 pub struct Route(Core);
@@ -185,6 +188,46 @@ impl Route {
         let (route, bytes, wishes) = (&self.0, body.bytes()?, Wishes { pinned, skip, most });
         let read = py.detach(|| route.prepare_lines(bytes, wishes));
         batch::prepared(py, read.map_err(to_py)?)
+    }
+
+    /// The same for bodies that came one by one, and few: the GIL stays.
+    fn prepare_each<'py>(&self, py: Python<'py>, bodies: Vec<Bound<'py, PyBytes>>) -> PyResult<Vec<Group<'py>>> {
+        let wishes = Wishes { pinned: None, skip: true, most: bodies.len() };
+        let batch = self.0.prepare_each(bodies.iter().map(PyBytesMethods::as_bytes), wishes).map_err(to_py)?;
+        let mut bad = vec![false; bodies.len()];
+        batch.faults.iter().filter_map(|fault| fault.row).for_each(|row| bad[row] = true);
+        let groups = batch.groups.into_iter().map(|group| {
+            let mine = |row: &usize| !bad[*row] && usize::try_from(batch.versions[*row]) == Ok(group.version);
+            let rows: Vec<usize> = (0..bodies.len()).filter(mine).collect();
+            let reasons = rows.iter().map(|&row| batch.reasons[row]).collect();
+            let inputs = group.columns.into_iter().map(|column| shaped(py, column, group.width));
+            Ok((group.version, rows, reasons, PyTuple::new(py, inputs.collect::<PyResult<Vec<_>>>()?)?))
+        });
+        groups.collect()
+    }
+
+    /// The JSON answers of a version, one for each row of its outputs.
+    fn encode_each<'py>(
+        &self,
+        py: Python<'py>,
+        version: usize,
+        reasons: Vec<u8>,
+        outputs: Vec<Bound<'py, PyUntypedArray>>,
+    ) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+        batch::with_outputs(&outputs, |found| {
+            if found.iter().any(|output| output.rows() != reasons.len()) {
+                return Err(PyValueError::new_err("expected a row for each reason"));
+            }
+            let answers = reasons.iter().enumerate().map(|(row, &reason)| {
+                let reason =
+                    Reason::from_index(usize::from(reason)).ok_or_else(|| PyIndexError::new_err("no such reason"))?;
+                let mut answer =
+                    self.0.answer(version, reason).ok_or_else(|| PyIndexError::new_err("no such version"))?;
+                found.iter().for_each(|output| answer.push_row(output, row));
+                Ok(PyBytes::new(py, &answer.finish().map_err(to_py)?))
+            });
+            answers.collect()
+        })
     }
 
     /// Versions and reasons for a number of requests without entity, a list of ids, or an array of integers.

@@ -7,7 +7,8 @@ import json
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -29,24 +30,40 @@ class Hub:
         self.rejected: list[str] = []
         self.calls: list[tuple[str, str | None, bytes]] = []
 
-    def needs_pool(self, model: str, version: str | None) -> bool:
-        return model == "slow"
-
     @property
     def telemetry(self) -> Hub:
+        return self
+
+    @property
+    def predictor(self) -> Hub:
         return self
 
     def reject(self, code: str) -> None:
         self.rejected.append(code)
 
-    def predict_bytes(self, model: str, version: str | None, body: bytes) -> tuple[int, bytes]:
-        self.calls.append((model, version, body))
+    def serving(self, model: str) -> None:
+        return None
+
+    def admit(self, model: str, version: str | None, body: bytes) -> Ticket:
+        return Ticket(
+            (model, version, body),
+            None if model == "slow" else SimpleNamespace(inline=True, max_delay_us=0),
+        )
+
+    def respond(self, ticket: Ticket) -> tuple[int, bytes]:
+        self.calls.append(ticket.call)
+        model, _, _ = ticket.call
         if model == "broken":
             raise ZeroDivisionError("secret")
         if model == "slow":
             self.running.set()
             assert self.release.wait(10)
         return 200, b"{}"
+
+
+class Ticket(NamedTuple):
+    call: tuple[str, str | None, bytes]
+    session: Any
 
 
 class Client:

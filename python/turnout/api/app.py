@@ -15,6 +15,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.types import ASGIApp, LifespanHook, Receive, Scope, Send
 
+from turnout.affinity import roam
 from turnout.api import models, ops, predict, registry, tests, versions
 from turnout.api.front import Front
 from turnout.api.predictions import check_json
@@ -41,7 +42,7 @@ def front(
     """The application of a server, for RSGI and ASGI, around an opened service; it starts and closes the service."""
 
     async def start() -> None:
-        executor = ThreadPoolExecutor(ADMIN_THREADS, thread_name_prefix="turnout-admin")
+        executor = ThreadPoolExecutor(ADMIN_THREADS, thread_name_prefix="turnout-admin", initializer=roam)
         asyncio.get_running_loop().set_default_executor(executor)
         await asyncio.to_thread(hub.start_worker)
         if on_startup is not None:

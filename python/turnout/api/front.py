@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import os
 from collections.abc import Awaitable
+from functools import partial
 from time import perf_counter
 from typing import Any, Final
 
@@ -34,7 +35,7 @@ from turnout.api.asgi import (
 )
 from turnout.api.bulk import Bulk
 from turnout.api.paths import Target, encoded, target_of
-from turnout.api.predictions import Predictions
+from turnout.api.predictions import Predictions, wishes_of
 from turnout.api.rsgi import Exchange, Lifespan
 from turnout.errors import InvalidRequest, PayloadTooLarge, TooManyRequests
 from turnout.log import log
@@ -102,10 +103,13 @@ class Front:
         began = perf_counter() if predictions.logged else 0.0
         try:
             content = await predictions.patience.wait(protocol())
-            kind = headers.get("content-type")
+            get = headers.get
+            kind = get("content-type")
             if kind is None and "content-type" in headers:
                 kind = "\xff"  # RSGI keeps back what is not ASCII
-            status, answer = await predictions.answer(target, content, kind, protocol.client_disconnect)
+            wishes = wishes_of(kind, get("priority"), get("x-timeout-ms"))
+            reply = partial(_reply, protocol, identity)
+            answer = await predictions.answer(target, content, wishes, protocol.client_disconnect, reply)
         except (Gone, ProtocolClosed):
             return
         except Exception as error:  # noqa: BLE001
@@ -114,10 +118,10 @@ class Front:
             return
         finally:
             predictions.in_flight -= 1
-        if predictions.logged:
-            predictions.log(target, identity, status, answer, perf_counter() - began)
-        kind = RSGI_JSON if status < 400 else RSGI_PROBLEM
-        protocol.response_bytes(status, [kind, ("x-request-id", identity)], answer)
+        if answer is not None:
+            if predictions.logged:
+                predictions.log(target, identity, *answer, perf_counter() - began)
+            reply(*answer)
 
     async def _bridge(self, scope: Any, protocol: Any) -> None:  # noqa: ANN401
         """Answer by way of ASGI."""
@@ -171,10 +175,19 @@ class Front:
                 whole_body(headers, receive, self._max_body, "max_body_bytes")
             )
             # After the body: an HTTP/2 client may take an answer to what it still sends for a broken stream.
-            kind = headers.get(b"content-type")
-            status, answer = await predictions.answer(
-                target, content, None if kind is None else kind.decode("latin-1"), lambda: until_gone(receive)
+            named = (b"content-type", b"priority", b"x-timeout-ms")
+            found = (
+                None if (value := headers.get(name)) is None else value.decode("latin-1") for name in named
             )
+            answers: list[tuple[int, bytes]] = []
+            answer = await predictions.answer(
+                target,
+                content,
+                wishes_of(*found),
+                lambda: until_gone(receive),
+                lambda status, answer: answers.append((status, answer)),
+            )
+            status, content = answers[0] if answer is None else answer
         except Gone:
             return
         except Exception as error:  # noqa: BLE001
@@ -183,9 +196,9 @@ class Front:
         finally:
             predictions.in_flight -= 1
         if predictions.logged:
-            predictions.log(target, identity.decode(), status, answer, perf_counter() - began)
+            predictions.log(target, identity.decode(), status, content, perf_counter() - began)
         await send(start(status, [JSON if status < 400 else PROBLEM, (b"x-request-id", identity)]))
-        await send(body(answer))
+        await send(body(content))
 
     # --- both ---------------------------------------------------------------------------------------------------
 
@@ -231,6 +244,11 @@ class Front:
         if given and len(given) <= MAX_ID_BYTES and given.isascii() and given.isprintable():
             return given
         return f"{self._id_prefix}-{next(self._ids):x}"
+
+
+def _reply(protocol: Any, identity: str, status: int, answer: bytes) -> None:  # noqa: ANN401
+    kind = RSGI_JSON if status < 400 else RSGI_PROBLEM
+    protocol.response_bytes(status, [kind, ("x-request-id", identity)], answer)
 
 
 def _about(error: Exception) -> Headers:
