@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import onnxruntime
-from litestar import Litestar, asgi, post
+from litestar import Litestar, post
 from litestar.response import Response
 
 FEATURES = [f"f{i}" for i in range(20)]
@@ -72,7 +72,6 @@ async def handler(data: Request) -> Response[dict[str, Any]]:
 
 
 ordinary_litestar = Litestar([handler])
-raw_in_litestar = Litestar([asgi("/predict", copy_scope=False)(raw)])
 
 
 async def raw_asgi(scope: Any, receive: Any, send: Any) -> None:
