@@ -1,0 +1,23 @@
+"""ONNX sessions: load, warm up, run, let go. The only importer of onnxruntime."""
+
+from turnout.engine.devices import available_providers, cuda_status, resolve_device, runtime_version
+from turnout.engine.loading import Engine
+from turnout.engine.memory import release_memory
+from turnout.engine.opening import open_session, signature_parts
+from turnout.engine.rows import NUMPY_TYPES, rows_of
+from turnout.engine.sessions import Session, flatten
+
+__all__ = [
+    "NUMPY_TYPES",
+    "Engine",
+    "Session",
+    "available_providers",
+    "cuda_status",
+    "flatten",
+    "open_session",
+    "release_memory",
+    "resolve_device",
+    "rows_of",
+    "runtime_version",
+    "signature_parts",
+]

@@ -1,0 +1,57 @@
+"""A loaded version, and how it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from turnout.errors import PredictionFailed
+
+
+class Session:
+    """A loaded version. `run` may be called by many threads at once; the last one to let go frees it.
+
+    `inner` is the session of onnxruntime, `threads` what one run of it may use. A server keeps in `queue` what waits
+    for it.
+    """
+
+    def __init__(self, session: ort.InferenceSession, device: str, threads: int = 1) -> None:
+        self.inner = session
+        self.threads = threads
+        self.queue: Any = None
+        self.device = device
+        self.providers: tuple[str, ...] = tuple(session.get_providers())
+        self.inputs: tuple[str, ...] = tuple(node.name for node in session.get_inputs())
+        self.outputs: tuple[str, ...] = tuple(node.name for node in session.get_outputs())
+        self._names = list(self.outputs)
+        self._maps = any(not node.type.startswith("tensor(") for node in session.get_outputs())
+        self.load_seconds = self.warmup_seconds = self.run_seconds = self.batch_seconds = 0.0
+        self.inline = True
+        self.max_batch_rows = 1
+        self.max_delay_us = 0
+        self.max_queue_rows: int | None = None
+
+    def run(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """The outputs for inputs in the order of the graph. Raises PredictionFailed with the runtime's words."""
+        try:
+            outputs: Any = self.inner.run(self._names, dict(zip(self.inputs, arrays, strict=True)))
+        except Exception as error:
+            raise PredictionFailed(f"the model failed: {error}") from error
+        return [flatten(output)[0] for output in outputs] if self._maps else outputs
+
+
+def flatten(output: Any) -> tuple[NDArray[Any], tuple[Any, ...]]:  # noqa: ANN401
+    """An output as an array; a sequence of maps (ZipMap) as one row a map, with its keys."""
+    if isinstance(output, np.ndarray):
+        return output, ()
+    if isinstance(output, list) and output and all(isinstance(row, dict) for row in output):
+        keys = tuple(output[0])
+        if all(tuple(row) == keys for row in output):
+            return np.array([list(row.values()) for row in output], np.float32), keys
+    raise PredictionFailed(
+        f"expected a tensor or a sequence of maps with the same keys, found {type(output).__name__}"
+    )
