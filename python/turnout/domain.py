@@ -16,6 +16,8 @@ Reason = Literal["active", "test", "override", "pinned", "random", "fallback"]
 Scalar = float | int | bool | str
 TestStatus = Literal["running", "promoted", "stopped", "rolled_back"]
 OnError = Literal["fail", "skip"]
+ArenaExtend = Literal["next_power_of_two", "same_as_requested"]
+ConvSearch = Literal["exhaustive", "heuristic", "default"]
 
 REASONS: tuple[Reason, ...] = ("active", "test", "override", "pinned", "random", "fallback")
 MAX_NAME_BYTES = 200
@@ -41,6 +43,7 @@ MAX_ARMS = 256
 MAX_THREADS = 256
 MAX_BATCH_ROWS = 4096
 MAX_DELAY_US = 10_000_000
+MAX_MEMORY = 2**63 - 1
 
 
 class Feature(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -83,6 +86,12 @@ class SessionOptions(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
     Requests that arrive while a worker is busy run together, up to `max_batch_rows` rows at once; 1 means each by
     itself, None what the warm-up finds to pay. A run that is not full waits for `max_delay_us` for more (None: not at
     all). Past `max_queue_rows` waiting rows a worker refuses more (None: past `max_in_flight` requests).
+
+    The others matter on CUDA only, where None is what onnxruntime does by itself: `gpu_memory_limit` is the most that its
+    arena takes, in bytes, `arena_extend` how it grows, `tf32` whether float32 is multiplied as TF32, `conv_search` how
+    cuDNN chooses the algorithm of a convolution. `cuda_graphs` false records no graphs, true insists on them, None
+    records them where the model allows it. `allow_cpu_nodes` lets nodes that CUDA cannot run go to the CPU where a
+    version, or its process, asks for CUDA by name. `tensorrt` runs with TensorRT what it can run.
     """
 
     device: str | None = None
@@ -91,6 +100,13 @@ class SessionOptions(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
     max_batch_rows: Annotated[int, msgspec.Meta(ge=1, le=MAX_BATCH_ROWS)] | None = None
     max_delay_us: Annotated[int, msgspec.Meta(ge=0, le=MAX_DELAY_US)] | None = None
     max_queue_rows: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    gpu_memory_limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_MEMORY)] | None = None
+    arena_extend: ArenaExtend | None = None
+    tf32: bool | None = None
+    conv_search: ConvSearch | None = None
+    cuda_graphs: bool | None = None
+    allow_cpu_nodes: bool | None = None
+    tensorrt: bool | None = None
 
 
 class ArtifactFile(msgspec.Struct, frozen=True):
@@ -311,7 +327,9 @@ class VersionStatus(msgspec.Struct, frozen=True):
     """A version as one worker has it loaded; times in seconds, `error` where it could not be loaded.
 
     `run_seconds` is the time of a warm run of one row, `batch_seconds` of one of `max_batch_rows` rows, which is what
-    runs together at most; 1 where requests run each by itself.
+    runs together at most; 1 where requests run each by itself. On CUDA, `graphs` are the numbers of rows for which a
+    CUDA graph was recorded, `cpu_nodes` the nodes that run on the CPU all the same, and `note` says why there are no
+    graphs.
     """
 
     model: str
@@ -325,6 +343,9 @@ class VersionStatus(msgspec.Struct, frozen=True):
     max_batch_rows: int = 1
     max_delay_us: int = 0
     batch_seconds: float = 0.0
+    graphs: tuple[int, ...] = ()
+    cpu_nodes: tuple[str, ...] = ()
+    note: str = ""
     error: str | None = None
 
 

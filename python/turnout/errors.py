@@ -23,6 +23,7 @@ TurnoutError                    500 internal
 ├── InvalidModel                422 invalid_model
 ├── TooManyRequests             429 too_many_requests
 ├── PredictionFailed            500 prediction_failed
+│   └── OutOfDeviceMemory       503 out_of_device_memory
 ├── DeviceUnavailable           503 device_unavailable
 ├── DeadlineExceeded            504 deadline_exceeded
 ├── VersionNotLoaded            503 version_not_loaded
@@ -203,6 +204,13 @@ class PredictionFailed(TurnoutError):
     """The model raised while it ran."""
 
     code = "prediction_failed"
+
+
+class OutOfDeviceMemory(PredictionFailed):
+    """The device has not enough memory left to load or to run the version; the others go on."""
+
+    status = 503
+    code = "out_of_device_memory"
 
 
 class DeviceUnavailable(TurnoutError):

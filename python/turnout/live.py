@@ -199,6 +199,9 @@ class Live:
                 max_batch_rows=session.max_batch_rows,
                 max_delay_us=session.max_delay_us,
                 batch_seconds=session.batch_seconds,
+                graphs=session.graphs,
+                cpu_nodes=session.cpu_nodes,
+                note=session.note,
             )
         error = self.sessions.failures.get(lane.key)
         return None if error is None else VersionStatus(model=model, version=lane.label, error=str(error))

@@ -1,6 +1,6 @@
 """What a model file takes and gives, found by running it: in a process of its own, because a file may be hostile.
 
-As a program, `python -m turnout.probe FILE DEVICE MEMORY WIDTH` prints the findings as one line of JSON.
+As a program, `python -m turnout.probe FILE DEVICE MEMORY WIDTH OPTIONS` prints the findings as one line of JSON.
 """
 
 from __future__ import annotations
@@ -16,15 +16,26 @@ from typing import Any
 
 import msgspec
 
-from turnout.domain import Feature, FeatureType, Layout, Signature, Tensor
-from turnout.engine import NUMPY_TYPES, Session, flatten, open_session, rows_of, signature_parts
-from turnout.errors import DeviceUnavailable, InvalidModel, TurnoutError
+from turnout.domain import Feature, FeatureType, Layout, SessionOptions, Signature, Tensor
+from turnout.engine import (
+    NUMPY_TYPES,
+    Session,
+    flatten,
+    open_session,
+    rows_of,
+    run_failure,
+    signature_parts,
+)
+from turnout.errors import DeviceUnavailable, InvalidModel, OutOfDeviceMemory, TurnoutError
 
 METADATA_KEY = "turnout.features"
 MATRIX_TYPES = frozenset({"float", "double", "int32", "int64"})
 COLUMN_TYPES = frozenset({"float", "double", "int32", "int64", "bool", "string"})
 FEATURE_TYPES: dict[str, FeatureType] = {"string": "string", "bool": "bool", "int32": "int", "int64": "int"}
 DIMENSIONS = 2
+DEFAULT = SessionOptions()
+PASSED_ON: dict[str, type[TurnoutError]] = {e.code: e for e in (DeviceUnavailable, OutOfDeviceMemory)}
+"""What is no fault of the model."""
 
 
 class Probe(msgspec.Struct, frozen=True, tag=True):
@@ -40,15 +51,22 @@ class _Refusal(msgspec.Struct, frozen=True, tag=True):
 
 
 def probe_file(
-    path: Path, *, device: str, seconds: float, memory_bytes: int, width: int | None = None
+    path: Path,
+    *,
+    device: str,
+    seconds: float,
+    memory_bytes: int,
+    width: int | None = None,
+    options: SessionOptions = DEFAULT,
 ) -> Probe:
     """Load and run a model file in a child process, bounded in time and address space.
 
-    `width` is the number of features, for a matrix that leaves it open.
+    `width` is the number of features, for a matrix that leaves it open, `options` are those of the version.
 
     Raises:
         InvalidModel: for what is no model, cannot run, takes too long, or ends the child.
         DeviceUnavailable: a strict device cannot be had.
+        OutOfDeviceMemory: the device has not enough memory left.
     """
     command = [
         sys.executable,
@@ -58,6 +76,7 @@ def probe_file(
         device,
         str(memory_bytes),
         str(width or 0),
+        msgspec.json.encode(options).decode(),
     ]
     home = str(Path(__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([home, os.environ.get("PYTHONPATH", "")])}
@@ -83,7 +102,7 @@ def probe_file(
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no output"]
         raise InvalidModel(f"the model could not be loaded and run: {last[0]}")
     if isinstance(found, _Refusal):
-        raise (DeviceUnavailable if found.code == DeviceUnavailable.code else InvalidModel)(found.detail)
+        raise PASSED_ON.get(found.code, InvalidModel)(found.detail)
     return found
 
 
@@ -168,9 +187,9 @@ def _fits(feature: Feature, default: object) -> bool:
 # --- inside the child process ---------------------------------------------------------------------------------------
 
 
-def examine(path: Path, device: str, width: int) -> Probe:
+def examine(path: Path, device: str, width: int, options: SessionOptions = DEFAULT) -> Probe:
     """Load a model, run it with 1 and with 3 rows, and describe it."""
-    session = open_session(path, device=device)
+    session = open_session(path, device=device, options=options)
     inputs, outputs, metadata = signature_parts(session)
     taken = tuple(
         Tensor(node.name, _element(node.type, node.name), _dimensions(node.shape)) for node in inputs
@@ -227,6 +246,8 @@ def _run(session: Session, signature: Signature, rows: int, width: int) -> list[
     try:
         outputs: Any = session.inner.run(None, feed)  # as they come, with their maps
     except Exception as error:
+        if isinstance(failure := run_failure(error, session.device), OutOfDeviceMemory):
+            raise failure from error
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
         raise InvalidModel(f"the model does not run with {rows} rows ({shapes}): {error}") from error
     if signature.layout != "tensors":
@@ -282,13 +303,13 @@ def _named(text: str | None) -> tuple[str | Feature, ...] | None:
 
 def main(arguments: Sequence[str]) -> None:
     """Examine one file, within limits, and print what was found."""
-    path, device, memory, width = arguments
+    path, device, memory, width, options = arguments
     if device == "cpu":
         # A CUDA context reserves far more address space than memory, so only the CPU can be held to a limit.
         resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
     result: msgspec.Struct
     try:
-        result = examine(Path(path), device, int(width))
+        result = examine(Path(path), device, int(width), msgspec.json.decode(options, type=SessionOptions))
     except TurnoutError as error:
         result = _Refusal(error.code, error.detail)
     sys.stdout.buffer.write(msgspec.json.encode(result))

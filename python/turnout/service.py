@@ -617,6 +617,7 @@ class Turnout:
             seconds=self.settings.probe_seconds,
             memory_bytes=self.settings.probe_memory_bytes,
             width=None if spec.features is None else len(spec.features),
+            options=spec.options,
         )
 
     def _commit(

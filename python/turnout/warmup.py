@@ -35,8 +35,8 @@ def warm(run: Run, rows: Arrays) -> float:
         started = time.perf_counter()
         try:
             run(rows)
-        except TurnoutError as error:
-            raise PredictionFailed(f"the model loads but does not run: {error}") from error
+        except PredictionFailed as error:
+            raise type(error)(f"the model loads but does not run: {error}") from error
         times.append(time.perf_counter() - started)
     return statistics.median(times[1:])
 

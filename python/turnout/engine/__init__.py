@@ -1,11 +1,17 @@
 """ONNX sessions: load, warm up, run, let go. The only importer of onnxruntime."""
 
-from turnout.engine.devices import available_providers, cuda_status, resolve_device, runtime_version
+from turnout.engine.devices import (
+    available_providers,
+    cuda_status,
+    resolve_device,
+    runtime_version,
+    tensorrt_status,
+)
 from turnout.engine.loading import Engine
 from turnout.engine.memory import release_memory
 from turnout.engine.opening import open_session, signature_parts
 from turnout.engine.rows import NUMPY_TYPES, rows_of
-from turnout.engine.sessions import Session, flatten
+from turnout.engine.sessions import Session, flatten, run_failure
 
 __all__ = [
     "NUMPY_TYPES",
@@ -18,6 +24,8 @@ __all__ = [
     "release_memory",
     "resolve_device",
     "rows_of",
+    "run_failure",
     "runtime_version",
     "signature_parts",
+    "tensorrt_status",
 ]

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import functools
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from turnout.domain import Version
+from turnout.engine.cuda import CudaSession, Unfit, has_free_rows, obstacle, sizes_of
+from turnout.engine.devices import resolve_device
 from turnout.engine.opening import open_session
 from turnout.engine.rows import rows_of
 from turnout.engine.sessions import Session
 from turnout.errors import InvalidModel
-from turnout.warmup import batch_of, warm
+from turnout.warmup import SIZES, batch_of, warm
+
+LOADING = threading.Lock()
+"""Held while a session is opened on CUDA: what that allocates would spoil what another one records meanwhile."""
 
 
 class Engine:
@@ -43,16 +50,11 @@ class Engine:
     def load(self, path: Path, version: Version) -> Session:
         """Load a graph and warm it up with rows of the version's own shapes.
 
-        Raises InvalidModel for a file that does not load, DeviceUnavailable, PredictionFailed for one that cannot run.
+        Raises InvalidModel for a file that does not load, DeviceUnavailable, OutOfDeviceMemory, PredictionFailed for one
+        that cannot run.
         """
-        options = version.options
         started = time.perf_counter()
-        session = open_session(
-            path,
-            device=options.device or self._device,
-            threads=options.intra_op_threads or self._threads,
-            spinning=self._spinning if options.spinning is None else options.spinning,
-        )
+        session = self._open(path, version)
         loaded = time.perf_counter()
         session.load_seconds = loaded - started
         if version.signature.layout != "tensors":
@@ -64,6 +66,22 @@ class Engine:
             self._batch(session, version)
         session.warmup_seconds = time.perf_counter() - loaded
         return session
+
+    def _open(self, path: Path, version: Version) -> Session:
+        options = version.options
+        device = options.device or self._device
+        opened = functools.partial(
+            open_session,
+            path,
+            device=device,
+            threads=options.intra_op_threads or self._threads,
+            spinning=self._spinning if options.spinning is None else options.spinning,
+            options=options,
+        )
+        if resolve_device(device) == "cpu":
+            return opened()
+        with LOADING:
+            return open_on_cuda(opened, version)
 
     def _batch(self, session: Session, version: Version) -> None:
         """Decide how many rows of requests run together: as many as the version says, or as the warm-up finds to pay."""
@@ -83,3 +101,44 @@ class Engine:
         longest = self._inline_seconds if session.inline else None
         found = batch_of(session.run, rows, session.run_seconds, wanted=wanted, longest=longest)
         session.max_batch_rows, session.batch_seconds = found
+
+
+def open_on_cuda(opened: Callable[..., Session], version: Version) -> Session:
+    """A session with CUDA graphs where the model and its options allow them, else with buffers, else without."""
+    options = version.options
+    shapes = obstacle(version.signature)
+    reason = shapes
+    if options.cuda_graphs is False:
+        reason = "the option cuda_graphs is false"
+    elif options.tensorrt:
+        reason = "TensorRT runs it"
+    if not reason:
+        try:
+            return prepared(opened(graphs=True), version)
+        except Unfit as error:
+            reason = str(error)
+    session = opened()
+    if options.cuda_graphs:
+        raise InvalidModel(f"cuda_graphs was asked for, but there can be none: {reason}")
+    if session.device == "cpu":
+        return session
+    session.note = f"no CUDA graphs: {reason}"
+    if not shapes:
+        try:
+            return prepared(session, version)
+        except Unfit as error:
+            session.note += f"; no buffers held ready: {error}"
+    return session
+
+
+def prepared(session: Session, version: Version) -> Session:
+    """The same session with its buffers; one that has come to be on the CPU as it is. Raises Unfit."""
+    if isinstance(session, CudaSession):
+        signature, width, most = version.signature, len(version.features), version.options.max_batch_rows
+        session.prepare(
+            lambda rows, random: rows_of(signature, rows, width=width, random=random),
+            sizes_of(signature, most or SIZES[-1]),
+            free=has_free_rows(signature),
+            insist=most is not None,
+        )
+    return session

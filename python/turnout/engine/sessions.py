@@ -9,14 +9,17 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from turnout.errors import PredictionFailed
+from turnout.engine.devices import is_out_of_memory
+from turnout.errors import OutOfDeviceMemory, PredictionFailed
+
+Arrays = Sequence[NDArray[Any]]
 
 
 class Session:
     """A loaded version. `run` may be called by many threads at once; the last one to let go frees it.
 
     `inner` is the session of onnxruntime, `threads` what one run of it may use. A server keeps in `queue` what waits
-    for it.
+    for it. `graphs`, `cpu_nodes` and `note` are for sessions on CUDA; see VersionStatus.
     """
 
     def __init__(self, session: ort.InferenceSession, device: str, threads: int = 1) -> None:
@@ -27,6 +30,7 @@ class Session:
         self.providers: tuple[str, ...] = tuple(session.get_providers())
         self.inputs: tuple[str, ...] = tuple(node.name for node in session.get_inputs())
         self.outputs: tuple[str, ...] = tuple(node.name for node in session.get_outputs())
+        self._options: Any = None
         self._names = list(self.outputs)
         self._maps = any(not node.type.startswith("tensor(") for node in session.get_outputs())
         self.load_seconds = self.warmup_seconds = self.run_seconds = self.batch_seconds = 0.0
@@ -34,14 +38,25 @@ class Session:
         self.max_batch_rows = 1
         self.max_delay_us = 0
         self.max_queue_rows: int | None = None
+        self.graphs: tuple[int, ...] = ()
+        self.cpu_nodes: tuple[str, ...] = ()
+        self.note = ""
 
-    def run(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    def run(self, arrays: Arrays) -> list[NDArray[Any]]:
         """The outputs for inputs in the order of the graph. Raises PredictionFailed with the runtime's words."""
         try:
-            outputs: Any = self.inner.run(self._names, dict(zip(self.inputs, arrays, strict=True)))
+            feed = dict(zip(self.inputs, arrays, strict=True))
+            outputs: Any = self.inner.run(self._names, feed, self._options)
         except Exception as error:
-            raise PredictionFailed(f"the model failed: {error}") from error
+            raise run_failure(error, self.device) from error
         return [flatten(output)[0] for output in outputs] if self._maps else outputs
+
+
+def run_failure(error: Exception, device: str) -> PredictionFailed:
+    """What a run that raised in onnxruntime means."""
+    if is_out_of_memory(error, device):
+        return OutOfDeviceMemory(f"device {device} ran out of memory: {error}")
+    return PredictionFailed(f"the model failed: {error}")
 
 
 def flatten(output: Any) -> tuple[NDArray[Any], tuple[Any, ...]]:  # noqa: ANN401
