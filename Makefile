@@ -72,6 +72,7 @@ bench: setup ## Run the benches of benches/README.md
 	$(BIN)/python benches/stream.py
 	$(BIN)/python benches/score.py
 	$(BIN)/python benches/server.py
+	$(BIN)/python benches/versions.py
 	$(BIN)/python benches/http/run.py
 
 lock: $(BIN)/python ## Resolve the dependencies anew

@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -70,11 +71,13 @@ class Server:
             if ready == self.workers:
                 break
         self.seconds = time.perf_counter() - started
+        self.port = int(self.url.rpartition(":")[2])
+        threading.Thread(target=self.process.stderr.read, daemon=True).start()  # a full pipe would stop it
         return self
 
     def __exit__(self, *_: object) -> None:
         self.process.send_signal(signal.SIGTERM)
-        self.process.communicate(timeout=30)
+        self.process.wait(timeout=30)
 
     def worker_memory(self) -> float:
         """Mean memory of a worker that it shares with nobody, in MiB."""

@@ -22,6 +22,7 @@ from turnout.telemetry import BATCH, Telemetry
 
 CHUNK_ROWS = 8192
 """Rows of one run: enough that its fixed cost is nothing, few enough that what it takes stays in the caches."""
+SHRINK_ROWS = 4096
 ALL_ROWS = 2**62
 FALLBACK = REASONS.index("fallback")
 PINNED = REASONS.index("pinned")
@@ -251,11 +252,13 @@ class _Run:
             bad = [fault.row for fault in faults]
             self._errors += [_row_error(fault, int(rows[fault.row])) for fault in faults]
             rows = np.delete(rows, bad)
-        parts, failed = self._answered(version, rows, inputs)
+        # What a large run has taken is given back after the last one; to take it again costs some hundredths of a run.
+        last = stop == len(self._rows[version]) >= SHRINK_ROWS
+        parts, failed = self._answered(version, rows, inputs, shrink=last)
         return parts + self._instead(version, failed) if failed else parts
 
     def _answered(
-        self, version: int, rows: Rows, inputs: Sequence[NDArray[Any]]
+        self, version: int, rows: Rows, inputs: Sequence[NDArray[Any]], *, shrink: bool = False
     ) -> tuple[list[Part], list[tuple[int, TurnoutError]]]:
         """What a version answers, and the rows on which it fails, found by halving."""
         if not len(rows):
@@ -266,7 +269,7 @@ class _Run:
         try:
             session = self._live.session(lane)
             before = perf_counter_ns()
-            outputs = session.run(inputs)
+            outputs = session.run(inputs, shrink=True) if shrink else session.run(inputs)
             after = perf_counter_ns()
             part = Part(version, rows, [_by_row(output, len(rows)) for output in outputs])
         except TurnoutError as error:

@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from turnout.affinity import roam
+from turnout.affinity import aside, roam
 from turnout.artifacts import Artifacts
 from turnout.config import Settings
 from turnout.domain import Version, VersionStatus
-from turnout.engine import Engine, Session
+from turnout.engine import Engine, Session, release_memory
 from turnout.errors import StorageError, TurnoutError, VersionNotLoaded
 from turnout.forks import ForkLock
 from turnout.log import log
@@ -50,6 +50,7 @@ class Live:
             batches=eager,
         )
         self._eager = eager
+        self._intra_op_threads = settings.intra_op_threads
         self.sessions = Sessions(self._load, on_demand=settings.on_demand_versions)
         self.snapshot: Snapshot = EMPTY
         self.latest: Snapshot = EMPTY
@@ -207,14 +208,17 @@ class Live:
         return None if error is None else VersionStatus(model=model, version=lane.label, error=str(error))
 
     def _load(self, version: Version) -> Session:
+        # A session with threads of its own starts them from here: they would step back with it.
+        alone = (version.options.intra_op_threads or self._intra_op_threads) == 1
         try:
-            session = self._engine.load(self._artifacts.verify(version.artifact), version)
+            session = aside(lambda: self._opened(version)) if self._eager and alone else self._opened(version)
         except TurnoutError:
             raise
         except Exception as error:
             raise VersionNotLoaded(
                 f"version {version.version} of model {version.model} cannot be loaded: {error!r}"
             ) from error
+        release_memory()  # what reading the file took
         log(
             "info",
             "version_loaded",
@@ -227,6 +231,9 @@ class Live:
             batch_seconds=session.batch_seconds,
         )
         return session
+
+    def _opened(self, version: Version) -> Session:
+        return self._engine.load(self._artifacts.verify(version.artifact), version)
 
     def _read(self) -> Snapshot:
         fresh = self._registry.snapshot(self.latest.revisions())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turnout import _core, archives, documents, interchange, reports
-from turnout.affinity import roam
+from turnout.affinity import roam, step_back
 from turnout.answers import BatchPrediction
 from turnout.artifacts import Artifacts, Staged, graph_of
 from turnout.batch import BatchPredictor
@@ -56,9 +55,6 @@ from turnout.router import Ids, check_entity, plan_of
 from turnout.runtime import Runtime
 from turnout.telemetry import Merged, Telemetry, fold, prometheus
 from turnout.worker import Worker
-
-BATCH_NICENESS = 10
-"""Beside a batch on two full cores it halves the p99 of single predictions (benches/stream.py)."""
 
 
 class VersionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,7 +96,7 @@ class Turnout:
             settings.pool_threads, thread_name_prefix="turnout-predict", initializer=roam
         )
         self.batch_pool = ThreadPoolExecutor(
-            settings.max_batches, thread_name_prefix="turnout-batch", initializer=_step_back
+            settings.max_batches, thread_name_prefix="turnout-batch", initializer=step_back
         )
         self._worker: Worker | None = None
         self._local = threading.local()
@@ -702,13 +698,6 @@ def _weights(weights: Any) -> dict[str, float]:  # noqa: ANN401
         if not isinstance(version, str) or not number:
             raise InvalidSplit(f"expected a version and a number, found {version!r}: {weight!r}")
     return {version: float(weight) for version, weight in weights.items()}
-
-
-def _step_back() -> None:
-    """Let threads that answer single predictions go before the present one, where the system can tell them apart."""
-    roam()
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BATCH_NICENESS)
 
 
 def user_name() -> str:

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import gc
-import inspect
-import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
-import pytest
 
-from fakecuda import Device, FakeSession, device
-from models import columns_model, failing_model, linear_matrix, model_bytes, zipmap_model
+from fakecuda import Device, device
+from models import linear_matrix
 from turnout.domain import Artifact, Feature, SessionOptions, Signature, Tensor, Version, utc_now
-from turnout.engine import Engine, Session, open_session, tensorrt_status
-from turnout.engine.cuda import CudaSession
-from turnout.errors import DeviceUnavailable, InvalidModel, OutOfDeviceMemory, PredictionFailed
+from turnout.engine import Engine, Session
 
 __all__ = ["device"]
 

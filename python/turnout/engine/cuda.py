@@ -58,11 +58,12 @@ class CudaSession(Session):
         self.__dict__.clear()
         let_go(held)
 
-    def run(self, arrays: Arrays) -> list[NDArray[Any]]:
-        """The outputs for inputs in the order of the graph.
+    def run(self, arrays: Arrays, *, shrink: bool = False) -> list[NDArray[Any]]:
+        """The outputs for inputs in the order of the graph; memory of the device stays with the session.
 
         Raises OutOfDeviceMemory, or PredictionFailed with the runtime's words.
         """
+        del shrink
         if self._thread is None:
             return self._run(arrays)
         return self._thread.submit(self._run, arrays).result()

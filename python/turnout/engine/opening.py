@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,10 @@ def _create(
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
     settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
-    if where != "cpu":
+    if where == "cpu":
+        share_memory()
+        settings.add_session_config_entry("session.use_env_allocators", "1")
+    else:
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         return create(os.fspath(path), settings, providers_of(where, options, graphs=graphs))
@@ -76,6 +80,13 @@ def _create(
         if is_out_of_memory(error, where):
             raise OutOfDeviceMemory(f"device {where} has not enough memory to load it: {error}") from error
         raise InvalidModel(f"onnxruntime cannot load it: {error}") from error
+
+
+@functools.cache
+def share_memory() -> None:
+    """Let all sessions of this process take memory of the CPU from one arena; each would begin one of its own."""
+    place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(place, None)
 
 
 def nodes_left(inner: Any) -> tuple[tuple[str, ...], int]:  # noqa: ANN401

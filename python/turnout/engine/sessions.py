@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,14 +43,27 @@ class Session:
         self.cpu_nodes: tuple[str, ...] = ()
         self.note = ""
 
-    def run(self, arrays: Arrays) -> list[NDArray[Any]]:
-        """The outputs for inputs in the order of the graph. Raises PredictionFailed with the runtime's words."""
+    def run(self, arrays: Arrays, *, shrink: bool = False) -> list[NDArray[Any]]:
+        """The outputs for inputs in the order of the graph. Raises PredictionFailed with the runtime's words.
+
+        With `shrink` the memory that a large run has taken on the CPU goes back to the system, at the cost of taking it
+        again the next time.
+        """
+        options = shrinking() if shrink and self.device == "cpu" else self._options
         try:
             feed = dict(zip(self.inputs, arrays, strict=True))
-            outputs: Any = self.inner.run(self._names, feed, self._options)
+            outputs: Any = self.inner.run(self._names, feed, options)
         except Exception as error:
             raise run_failure(error, self.device) from error
         return [flatten(output)[0] for output in outputs] if self._maps else outputs
+
+
+@functools.cache
+def shrinking() -> Any:  # noqa: ANN401 - the stubs of onnxruntime do not know their own class
+    """Options of a run after which the arena keeps nothing that is not in use."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def run_failure(error: Exception, device: str) -> PredictionFailed:
