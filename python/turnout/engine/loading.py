@@ -17,6 +17,8 @@ from turnout.engine.sessions import Session
 from turnout.errors import InvalidModel
 from turnout.warmup import SIZES, batch_of, warm
 
+LOOP_RUNS = 10
+"""How much longer than one request may take on an event loop a run of many may: one by one they would take longer."""
 LOADING = threading.Lock()
 """Held while a session is opened on CUDA: what that allocates would spoil what another one records meanwhile."""
 
@@ -98,7 +100,7 @@ class Engine:
                 )
             return
         rows = functools.partial(rows_of, signature, width=len(version.features), random=True)
-        longest = self._inline_seconds if session.inline else None
+        longest = LOOP_RUNS * self._inline_seconds if session.inline else None
         found = batch_of(session.run, rows, session.run_seconds, wanted=wanted, longest=longest)
         session.max_batch_rows, session.batch_seconds = found
 
