@@ -48,6 +48,13 @@ def settle(index: int, workers: int, mode: Mode) -> int | None:
     return core
 
 
+def cores() -> int:
+    """How many cores this process may use, settled or not."""
+    if _everywhere:
+        return len(_everywhere)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def roam() -> None:
     """Let the calling thread, which a settled one has started, run on every core again."""
     if _everywhere:

@@ -43,8 +43,17 @@ def test_as_many_workers_as_cores_have_one_each() -> None:
 
 
 def test_threads_stay_with_the_one_that_starts_them_unless_they_roam() -> None:
-    script = "affinity.settle(0, 1, 'on'); print(elsewhere(lambda: None), elsewhere(affinity.roam))"
-    assert said(script) == f"([{CORES[0]}], True) ({CORES}, False)"
+    script = "affinity.settle(0, 1, 'on'); print(elsewhere(lambda: None), elsewhere(affinity.roam), affinity.cores())"
+    assert said(script) == f"([{CORES[0]}], True) ({CORES}, False) {len(CORES)}"
+
+
+def test_work_aside_has_every_core_and_a_lower_priority() -> None:
+    script = """
+affinity.settle(0, 1, 'on')
+print(affinity.aside(lambda: (where(), os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))))
+print(os.getpriority(os.PRIO_PROCESS, 0))
+"""
+    assert said(script) == f"(({CORES}, False), 10)\n0"
 
 
 def test_off_and_a_share_of_time_leave_threads_where_they_are(tmp_path: Path) -> None:

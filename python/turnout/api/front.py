@@ -90,6 +90,7 @@ class Front:
                 # What is too long, or of unknown length, or one too many goes a way with more care for its body.
                 if (
                     length is not None
+                    and length.isdigit()
                     and int(length) <= self._max_body
                     and self.predictions.in_flight < self.predictions.limit
                 ):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 import msgspec
 
+from turnout.affinity import cores
 from turnout.api.asgi import Gone
 from turnout.api.paths import Target
 from turnout.api.patience import Patience
@@ -105,8 +105,8 @@ class Predictions:
         slots = settings.pool_threads
         if session.max_batch_rows > 1:
             # More runs at once than there are cores for them would only make each of them smaller.
-            cores = len(os.sched_getaffinity(0)) // (settings.workers * session.threads)
-            slots = max(1, min(slots, cores)) if session.device == "cpu" else 1
+            fair = cores() // (settings.workers * session.threads)
+            slots = max(1, min(slots, fair)) if session.device == "cpu" else 1
         session.queue = Queue(
             session, self._predictor, self._hub.pool, slots=slots, others=lambda: self.in_flight
         )
