@@ -69,7 +69,8 @@ def _status(provider: str, name: str, file: str) -> tuple[bool, str]:
     try:
         session = create(TINY, quiet(), [(provider, {}), (CPU, {})])
     except Exception as error:  # noqa: BLE001 - whatever the driver raises means no
-        return False, str(error).strip()
+        full = is_out_of_memory(error, name)  # of a device that is there, and may have memory again
+        return full, str(error).strip()
     if session.get_providers()[0] == provider:
         return True, f"{name} works"
     try:
