@@ -229,6 +229,9 @@ class Live:
             run_seconds=session.run_seconds,
             max_batch_rows=session.max_batch_rows,
             batch_seconds=session.batch_seconds,
+            graphs=session.graphs,
+            cpu_nodes=session.cpu_nodes,
+            note=session.note,
         )
         return session
 

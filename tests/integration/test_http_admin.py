@@ -357,6 +357,12 @@ def test_a_rollback_needs_no_body(server: Server) -> None:
 
 
 def test_the_options_of_a_version_are_bounded(server: Server) -> None:
-    for options in ({"intra_op_threads": 0}, {"intra_op_threads": 100_000}):
+    for options in (
+        {"intra_op_threads": 0},
+        {"intra_op_threads": 100_000},
+        {"gpu_memory_limit": 0},
+        {"arena_extend": "slowly"},
+        {"cuda_graph": True},
+    ):
         answer = server.put("bounds", "v1", linear_matrix([1]), options=options)
         assert answer.status_code in {400, 422}, answer.text

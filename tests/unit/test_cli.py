@@ -128,6 +128,13 @@ def test_errors_say_what_to_do(run: Run) -> None:
         (("--schema", "number.json"), "--schema"),
         (("--schema", "list.json", "-f", "a"), "the same"),
         (("--threads", "0"), "--threads"),
+        (("-o", "tf32"), "NAME=VALUE"),
+        (("-o", "tf32=true", "-o", "tf32=false"), "each name once"),
+        (("--device", "cpu", "-o", "device=cuda"), "each name once"),
+        (("-o", "tf32=perhaps"), "tf32"),
+        (("-o", "gpu_memory_limit=0"), "gpu_memory_limit"),
+        (("-o", "arena_extend=slowly"), "arena_extend"),
+        (("-o", "convsearch=default"), "convsearch"),
     ],
 )
 def test_a_registration_that_is_described_badly_is_no_command(run: Run, options: Any, said: str) -> None:
@@ -135,6 +142,28 @@ def test_a_registration_that_is_described_badly_is_no_command(run: Run, options:
         (run.folder / f"{name}.json").write_text(text)
     given = [str(run.folder / word) if word.endswith(".json") else word for word in options]
     run("register", "badly", "v1", str(run.folder / "0.onnx"), *given, fails=said)
+
+
+def test_a_version_is_registered_with_its_options(run: Run) -> None:
+    given = ["spinning=true", "gpu_memory_limit=2147483648", "conv_search=heuristic", "cuda_graphs=false"]
+    options = [word for text in given for word in ("-o", text)]
+    found = run("register", "optional", "v1", str(run.folder / "0.onnx"), "--device", "cpu", *options)
+    assert found["options"] == {
+        "device": "cpu",
+        "spinning": True,
+        "gpu_memory_limit": 2**31,
+        "conv_search": "heuristic",
+        "cuda_graphs": False,
+    }
+    run(
+        "register",
+        "optional",
+        "v2",
+        str(run.folder / "0.onnx"),
+        "-o",
+        "tensorrt=true",
+        fails="TensorRT does not work",
+    )
 
 
 def test_an_export_comes_in_through_the_input(run: Run, tmp_path: Path) -> None:

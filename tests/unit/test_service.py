@@ -292,6 +292,10 @@ def circle() -> dict[str, Any]:
         {"features": [1, 2]},
         {"options": turnout.SessionOptions(intra_op_threads=0)},
         {"options": turnout.SessionOptions(intra_op_threads=100_000)},
+        {"options": turnout.SessionOptions(gpu_memory_limit=0)},
+        {"options": turnout.SessionOptions(gpu_memory_limit=2**63)},
+        {"options": turnout.SessionOptions(tf32=1)},  # type: ignore[arg-type]
+        {"options": turnout.SessionOptions(conv_search="best")},  # type: ignore[arg-type]
     ],
     ids=lambda words: next(iter(words)),
 )

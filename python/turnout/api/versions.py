@@ -38,7 +38,7 @@ class UploadOperation(Operation):
         spec = Schema(
             type=OpenAPIType.OBJECT,
             description="All of it may be left out: features (names, or objects with name, type, values, default, "
-            "nullable), accuracy, metrics, metadata, options (device, intra_op_threads, spinning, max_batch_rows, max_delay_us, max_queue_rows).",
+            "nullable), accuracy, metrics, metadata, options (see the SessionOptions of docs/python.md).",
             examples=[SPEC],
         )
         form = Schema(

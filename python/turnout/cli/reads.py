@@ -10,7 +10,7 @@ import msgspec
 from turnout.cli.context import Context
 from turnout.cli.show import answer, facts, seconds, table
 from turnout.client import Client
-from turnout.domain import History, WorkerStatus
+from turnout.domain import History, VersionStatus, WorkerStatus
 
 
 @click.command()
@@ -161,7 +161,7 @@ def status(context: Context) -> None:
         facts("", heads),
         table("workers", ("id", "pid", "started", "generation", "ready", "stopping"), rows),
         table(
-            "loaded", ("worker", "model", "version", "device", "runs", "loaded in", "run", "error"), loaded
+            "loaded", ("worker", "model", "version", "device", "runs", "loaded in", "run", "remarks"), loaded
         ),
     )
 
@@ -176,10 +176,16 @@ def _loaded(worker: WorkerStatus) -> list[tuple[object, ...]]:
             "on the loop" if version.inline else "in a thread",
             seconds(version.load_seconds),
             seconds(version.run_seconds),
-            version.error,
+            _remarks(version),
         )
         for version in worker.versions
     ]
+
+
+def _remarks(version: VersionStatus) -> str:
+    """What is worth knowing of a version: why it is not loaded, or what of it does not run as CUDA could."""
+    left = f"on the CPU: {', '.join(version.cpu_nodes)}" if version.cpu_nodes else ""
+    return "; ".join(filter(None, (version.error, left, version.note)))
 
 
 COMMANDS = (models, predict, assign, distribution, compare, history, status)

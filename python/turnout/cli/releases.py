@@ -32,6 +32,9 @@ T = TypeVar("T")
 )
 @click.option("--device", help="Where this version runs: auto, cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of one run of this version.")
+@click.option(
+    "--option", "-o", "options", multiple=True, metavar="NAME=VALUE", help="How it is run; repeat it."
+)
 @reason
 @click.pass_obj
 def register(
@@ -46,6 +49,7 @@ def register(
     metadata: str,
     device: str | None,
     threads: int | None,
+    options: tuple[str, ...],
     reason: str,
 ) -> None:
     """Register the model file PATH (or a folder with external data) as VERSION of MODEL."""
@@ -64,11 +68,28 @@ def register(
             accuracy=accuracy,
             metrics=offline,
             metadata=_json(metadata, "--metadata", dict),
-            options=SessionOptions(device=device, intra_op_threads=threads),
+            options=_options(options, device=device, intra_op_threads=threads),
             actor=context.actor,
             reason=reason,
         )
     answer(context, found, _version(found))
+
+
+def _options(given: tuple[str, ...], **named: object) -> SessionOptions:
+    """The options of a version; values are JSON, or text where they are none."""
+    found = {name: value for name, value in named.items() if value is not None}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or name in found:
+            raise click.UsageError(f"--option: expected NAME=VALUE, each name once, found {text!r}")
+        try:
+            found[name] = msgspec.json.decode(value)
+        except msgspec.DecodeError:
+            found[name] = value
+    try:
+        return msgspec.convert(found, SessionOptions)
+    except msgspec.ValidationError as error:
+        raise click.UsageError(f"--option: {error}") from error
 
 
 @click.command()

@@ -126,7 +126,13 @@ def _document(text: bytes, file: Path) -> dict[str, Any]:
 def doctor(context: Context) -> None:
     """Show devices and what CUDA would really run on, versions, limits, and where each setting comes from."""
     context.local("doctor")
-    from turnout.engine import available_providers, cuda_status, resolve_device, runtime_version  # noqa: PLC0415
+    from turnout.engine import (  # noqa: PLC0415
+        available_providers,
+        cuda_status,
+        resolve_device,
+        runtime_version,
+        tensorrt_status,
+    )
 
     resolved = context.resolved()
     works, why = cuda_status()
@@ -135,6 +141,7 @@ def doctor(context: Context) -> None:
         "providers listed": available_providers(),
         "CUDA works": works,
         "because": why,
+        "TensorRT works": tensorrt_status()[0],
         f"device {device} means": resolve_device(device)
         if works or not device.startswith("cuda")
         else "an error",
