@@ -71,6 +71,7 @@ bench: setup ## Run the benches of benches/README.md
 	$(BIN)/python benches/batch.py
 	$(BIN)/python benches/stream.py
 	$(BIN)/python benches/score.py
+	$(BIN)/python benches/gpu.py
 	$(BIN)/python benches/server.py
 	$(BIN)/python benches/versions.py
 	$(BIN)/python benches/http/run.py
