@@ -24,8 +24,10 @@ from turnout.domain import Artifact, Feature, SessionOptions, Signature, Tensor,
 from turnout.engine import Engine, Session, cuda_status, open_session, resolve_device, tensorrt_status
 from turnout.engine import cuda as cuda_module
 from turnout.engine.cudart import CudaError, Cudart, cudart
+from turnout.engine.devices import is_out_of_memory
 from turnout.engine.gate import Gate
 from turnout.errors import DeviceUnavailable, InvalidModel, NotReady, OutOfDeviceMemory, PredictionFailed
+from turnout.probe import examine
 from turnout.service import Turnout
 
 REAL = ort.InferenceSession
@@ -379,6 +381,36 @@ def test_auto_takes_the_cpu_where_cuda_could_run_nothing(device: Device, tmp_pat
     session = load(tmp_path, MIXED, asks="auto")
     assert (session.device, session.providers, session.note) == ("cpu", ("CPUExecutionProvider",), "")
     ask(session, 3)
+
+
+def test_a_registration_hears_of_the_nodes(device: Device, tmp_path: Path) -> None:
+    device.on_cpu = {"Abs"}
+    path = tmp_path / "mixed.onnx"
+    path.write_bytes(MIXED)
+    with pytest.raises(InvalidModel, match="these nodes would run on the CPU: Abs 'size'"):
+        examine(path, "cuda", 2)
+    found = examine(path, "cuda", 2, SessionOptions(allow_cpu_nodes=True))
+    assert found.signature.outputs == (SCORE,)
+    device.rows_that_fit = 2
+    with pytest.raises(OutOfDeviceMemory, match="device cuda:0 ran out of memory"):
+        examine(path, "auto", 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "full"),
+    [
+        ("Failed to allocate memory for requested buffer of size 4096", True),
+        ("Available memory of 100 is smaller than requested bytes of 4096", True),
+        ("CUDA failure 2: out of memory ; GPU=0", True),
+        ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED", True),
+        ("CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
+        ("split attention exceeds the CUDA shared-memory limit", False),
+        ("CUDA failure 900: operation not permitted when stream is capturing", False),
+    ],
+)
+def test_how_a_full_device_says_so(words: str, full: bool) -> None:
+    assert is_out_of_memory(RuntimeError(words), "cuda:0") is full
+    assert not is_out_of_memory(RuntimeError(words), "cpu")
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------

@@ -29,9 +29,7 @@ ARENA = {"next_power_of_two": "kNextPowerOfTwo", "same_as_requested": "kSameAsRe
 """onnxruntime's names for how an arena grows."""
 
 OUT_OF_MEMORY = re.compile(
-    r"out of memory|failed to allocate memory|cudaErrorMemoryAllocation|ALLOC_FAILED"
-    r"|is smaller than requested bytes|exceeds? (the )?memory limit",
-    re.IGNORECASE,
+    r"out of memory|failed to allocate memory|is smaller than requested bytes|ALLOC\w*_FAILED", re.IGNORECASE
 )
 """How the arena, CUDA, cuBLAS and cuDNN say that the device has no memory left; they have no error class for it."""
 
