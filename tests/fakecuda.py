@@ -38,6 +38,7 @@ class Device:
         self.loads = True
         self.uncapturable = False
         self.wrong = False
+        self.broken = False
         self.recording = False
         self.users = 0
         self.pins = True
@@ -134,6 +135,8 @@ class FakeSession(ort.InferenceSession):
 
     def run_with_iobinding(self, iobinding: Any, run_options: Any = None) -> None:
         graph = graph_of(run_options)
+        if self.device.broken:
+            raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
         if not self.captures:
             with self.device.busy(seconds=0.0005):
                 super().run_with_iobinding(iobinding, run_options)

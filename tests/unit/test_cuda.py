@@ -18,11 +18,20 @@ from onnx import TensorProto, helper
 
 import turnout
 from fakecuda import Device, FakeRuntime, FakeSession, machine
-from models import columns_model, constant_label, floats, linear_matrix, model_bytes, zipmap_model
+from models import (
+    columns_model,
+    constant_label,
+    failing_model,
+    floats,
+    linear_matrix,
+    model_bytes,
+    zipmap_model,
+)
 from turnout.config import Settings
 from turnout.domain import Artifact, Feature, SessionOptions, Signature, Tensor, Version, utc_now
 from turnout.engine import Engine, Session, cuda_status, open_session, resolve_device, tensorrt_status
 from turnout.engine import cuda as cuda_module
+from turnout.engine.cuda import obstacle
 from turnout.engine.cudart import CudaError, Cudart, cudart
 from turnout.engine.devices import is_out_of_memory
 from turnout.engine.gate import Gate
@@ -185,6 +194,20 @@ def test_a_session_that_does_not_fit_the_buffers_hears_it_from_onnxruntime(
     ask(session, 1)
 
 
+@pytest.mark.parametrize("graphs", [None, False], ids=["graphs", "buffers"])
+def test_a_run_that_fails_on_the_device_says_so_and_lets_the_buffers_go(
+    device: Device, tmp_path: Path, graphs: bool | None
+) -> None:
+    session = load(tmp_path, cuda_graphs=graphs)
+    device.broken = True
+    with pytest.raises(PredictionFailed, match="the model failed: CUDA failure 700"):
+        ask(session, 3)
+    device.broken = False
+    device.sessions[-1].plain.clear()
+    ask(session, 3)
+    assert device.sessions[-1].plain == []
+
+
 def test_a_fixed_shape_has_one_graph(device: Device, tmp_path: Path) -> None:
     nodes = [helper.make_node("ReduceSum", ["image"], ["total"], keepdims=0)]
     graph = model_bytes(nodes, [floats("image", 3, 4, 4)], [floats("total")])
@@ -228,6 +251,13 @@ def test_what_cannot_be_recorded_runs_with_buffers_and_says_why(device: Device, 
     assert device.sessions[-1].plain == [], "it ran with buffers"
 
 
+def test_a_model_that_fails_with_made_up_numbers_runs_plainly(device: Device, tmp_path: Path) -> None:
+    signature = Signature(MATRIX.inputs, (Tensor("label", "int64", (None,)),), "matrix")
+    session = load(tmp_path, failing_model(), signature)
+    assert session.note.startswith("no CUDA graphs: it does not run with made-up numbers")
+    assert session.run([np.zeros((1, 2), np.float32)])[0].tolist() == [1]
+
+
 def test_a_recording_that_answers_wrongly_is_not_used(device: Device, tmp_path: Path) -> None:
     device.wrong = True
     session = load(tmp_path)
@@ -260,6 +290,22 @@ FREE = Signature((Tensor("x", "float", (None, None)),), (Tensor("y", "float", (N
 ECHO = model_bytes(
     [helper.make_node("Neg", ["x"], ["y"])], [floats("x", None, None)], [floats("y", None, None)]
 )
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "said"),
+    [
+        ([(None, 3), (2, 3)], (None, 3), "the first dimension of some inputs is free, that of others is not"),
+        ([(2, 3)], (None, 3), "the shape of an output depends on more than the shapes of the inputs"),
+        ([(None, 3)], (None, None), "'y' has the shape [None, None], of which more than the rows is free"),
+        ([(None, 3), (None, 1)], (None, 3), ""),
+        ([(2, 3), (1,)], (), ""),
+    ],
+    ids=str,
+)
+def test_which_shapes_can_be_held_ready(inputs: Any, output: Any, said: str) -> None:
+    tensors = tuple(Tensor(f"x{number}", "float", shape) for number, shape in enumerate(inputs))
+    assert obstacle(Signature(tensors, (Tensor("y", "float", output),), "tensors")) == said
 
 
 @pytest.mark.parametrize(
