@@ -203,11 +203,6 @@ class Predictor:
             outputs = session.run(inputs)
             after = perf_counter_ns()
             answer = serving.route.encode(index, FALLBACK, outputs)
-            session = self._live.session(active)
-            before = perf_counter_ns()
-            outputs = session.run(inputs)
-            after = perf_counter_ns()
-            answer = serving.route.encode(index, FALLBACK, outputs)
         except TurnoutError as second:
             # The caller hears of the version that it was routed to; the second failure is in the log.
             log("error", "fallback_failed", model=serving.name, version=active.label, detail=second.detail)

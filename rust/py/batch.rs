@@ -283,8 +283,8 @@ pub fn with_parts<'py, T: Send>(
 }
 
 /// The outputs of one version for some rows, as the core reads them.
-pub fn with_outputs<'py, T>(
-    outputs: &[Bound<'py, PyUntypedArray>],
+pub fn with_outputs<T>(
+    outputs: &[Bound<'_, PyUntypedArray>],
     work: impl FnOnce(&[Output<'_>]) -> PyResult<T>,
 ) -> PyResult<T> {
     let kept = outputs.iter().map(keep).collect::<PyResult<Vec<_>>>()?;

@@ -223,7 +223,9 @@ impl Route {
                     Reason::from_index(usize::from(reason)).ok_or_else(|| PyIndexError::new_err("no such reason"))?;
                 let mut answer =
                     self.0.answer(version, reason).ok_or_else(|| PyIndexError::new_err("no such version"))?;
-                found.iter().for_each(|output| answer.push_row(output, row));
+                for output in found {
+                    answer.push_row(output, row);
+                }
                 Ok(PyBytes::new(py, &answer.finish().map_err(to_py)?))
             });
             answers.collect()
