@@ -284,10 +284,10 @@ def install(folder: Path, name: str) -> None:
         subprocess.run([place / "bin" / "pip", "install", "--quiet", *wanted], check=True)
 
 
-def load(server: Server, script: Path, connections: int, seconds: float) -> dict[str, float]:
+def load(server: Server, script: Path, connections: int, seconds: int) -> dict[str, float]:
     before = server.cpu_seconds()
     output = subprocess.run(
-        ["wrk", f"-t{min(2, connections)}", f"-c{connections}", f"-d{seconds:g}s", "--latency", "-s", str(script), server.url],
+        ["wrk", f"-t{min(2, connections)}", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(script), server.url],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     cpu = server.cpu_seconds() - before
@@ -328,7 +328,7 @@ def main() -> None:
     parser.add_argument("--install", action="store_true")
     parser.add_argument("--model", choices=list(MODELS), default="trees")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3)
+    parser.add_argument("--seconds", type=int, default=3)
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--only", nargs="+", default=[], help="names, or what stands before their comma")
