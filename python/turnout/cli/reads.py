@@ -161,7 +161,9 @@ def status(context: Context) -> None:
         facts("", heads),
         table("workers", ("id", "pid", "started", "generation", "ready", "stopping"), rows),
         table(
-            "loaded", ("worker", "model", "version", "device", "runs", "loaded in", "run", "remarks"), loaded
+            "loaded",
+            ("worker", "model", "version", "device", "runs", "loaded in", "run", "together", "remarks"),
+            loaded,
         ),
     )
 
@@ -176,10 +178,18 @@ def _loaded(worker: WorkerStatus) -> list[tuple[object, ...]]:
             "on the loop" if version.inline else "in a thread",
             seconds(version.load_seconds),
             seconds(version.run_seconds),
+            _together(version),
             _remarks(version),
         )
         for version in worker.versions
     ]
+
+
+def _together(version: VersionStatus) -> str:
+    """How many rows of requests run together, and how long that takes."""
+    if version.max_batch_rows == 1:
+        return "no"
+    return f"{version.max_batch_rows} in {seconds(version.batch_seconds)}"
 
 
 def _remarks(version: VersionStatus) -> str:
