@@ -100,9 +100,8 @@ class Live:
         with self._refreshing:
             noticed = self._registry.beacon[0]
             self.latest = self._read()
-            missing: set[str] = set()
-            if self._eager:  # one model that has to load does not hold up the others
-                missing = {serving.name for serving, _ in self._missing(self.latest, routable_only=True)}
+            # One model that has to load does not hold up the others.
+            missing = self._waiting(self.latest) if self._eager else set()
             self._install(self.latest, missing)
             self._noticed = noticed  # last: another thread that sees it serves from what was installed
             if not self._eager:
@@ -261,17 +260,28 @@ class Live:
             if self.sessions.get(serving.lanes[serving.index[label]].key) is None
         ]
 
-    def _load_missing(self, snapshot: Snapshot) -> frozenset[str]:
-        """Load everything wanted; the names of the models of which a version that requests may reach cannot."""
+    def _load_missing(self, target: Snapshot) -> frozenset[str]:
+        """Load everything wanted, and serve each model as soon as it can be.
+
+        Returns the names of the models of which a version that requests may reach cannot be loaded.
+        """
         failed: set[str] = set()
-        for serving, version in self._missing(snapshot, routable_only=False):
+        for serving, version in self._missing(target, routable_only=False):
             try:
                 self.sessions.load(version)
             except TurnoutError as error:
                 log("error", "load_failed", model=serving.name, version=version.version, detail=str(error))
                 if version.version in serving.routable:
                     failed.add(serving.name)
+            else:
+                with self._refreshing:
+                    if self.latest is target:
+                        self._install(target, self._waiting(target))
         return frozenset(failed)
+
+    def _waiting(self, snapshot: Snapshot) -> set[str]:
+        """The models of which a version that requests may reach is not loaded."""
+        return {serving.name for serving, _ in self._missing(snapshot, routable_only=True)}
 
     def _install(self, snapshot: Snapshot, waiting: Iterable[str] = ()) -> None:
         """Serve a snapshot, but of models that have to load or cannot be read what is served now."""

@@ -274,12 +274,32 @@ def test_what_cannot_load_holds_up_no_other_model(hub: Turnout, monkeypatch: pyt
     monkeypatch.setattr(hub.live.sessions, "_load", slow)
     # Not by activate_version, which stages first: an import, say, or a file that was damaged meanwhile.
     hub.registry.activate("a", "v2", hub._author(None, "", None))
-    hub.registry.activate("b", "v2", hub._author(None, "", None))
     hub.live.sessions.load(hub.registry.version("b", "v2"))  # type: ignore[arg-type]
+    hub.registry.activate("b", "v2", hub._author(None, "", None))
     until(lambda: version(hub, "b") == "v2")
     assert version(hub, "a") == "v1"
     release.set()
     until(lambda: version(hub, "a") == "v2")
+
+
+def test_what_loads_first_is_served_first(hub: Turnout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two models that change at once load one after the other; the first does not wait for the second."""
+    release = threading.Event()
+    loading = hub.live.sessions._load
+
+    def slow(found: Any) -> Any:
+        if found.model == "b":
+            assert release.wait(20)
+        return loading(found)
+
+    monkeypatch.setattr(hub.live.sessions, "_load", slow)
+    with hub.live._refreshing:  # both are made before either is noticed
+        hub.registry.activate("a", "v2", hub._author(None, "", None))
+        hub.registry.activate("b", "v2", hub._author(None, "", None))
+    until(lambda: version(hub, "a") == "v2")
+    assert version(hub, "b") == "v1"
+    release.set()
+    until(lambda: version(hub, "b") == "v2")
 
 
 def test_the_answer_to_a_change_waits_for_no_other_model(
