@@ -7,10 +7,12 @@ use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::sync::Arc;
 
-use request::{encode, list, object, route};
+use request::{done, encode, list, object, route};
 use turnout_core::ledger::{Ledger, Split};
+use turnout_core::receipt::Key;
 use turnout_core::recorder::Series;
-use turnout_core::route::{Reason, Rules};
+use turnout_core::route::{Reason, Rules, Witness};
+use turnout_core::watch::{THRESHOLDS, Watch};
 
 mod request;
 
@@ -20,7 +22,9 @@ fn main() {
     let weights = BTreeMap::from([("v1".to_owned(), 0.8), ("v2".to_owned(), 0.2)]);
     let split = Arc::new(Split::new(&Ledger::start("v1").apply(&weights).unwrap().0, "churn/1"));
     // No overrides: their map hashes with keys that differ between processes.
-    let rules = Rules { active: Some(0), split: Some(split.clone()), arms: vec![0, 1], ..Rules::default() };
+    let watch = Some(Arc::new(Watch::new(2, [u64::MAX; THRESHOLDS])));
+    let witness = Some(Witness { key: Key::new(&[7; 32], "churn"), numbers: vec![1, 2], test: (1, 1), watch });
+    let rules = Rules { active: Some(0), split: Some(split.clone()), arms: vec![0, 1], witness, ..Rules::default() };
     let route = route(&["v1", "v2"], rules);
     let (object, list, series) = (object(false), list(), Series::default());
     let paths = [
@@ -29,6 +33,7 @@ fn main() {
         ("encode", repeat(|| encode(&route, Reason::Test))),
         ("assign", repeat(|| split.assign(black_box(ENTITY)))),
         ("hash", repeat(|| split.salt().hash(black_box(ENTITY)))),
+        ("see", repeat(|| route.see_answer(black_box(done(Reason::Test)), black_box(1_790_000_000_000)))),
         ("record", repeat(|| series.record(black_box(350_000), black_box(200_000)))),
     ];
 

@@ -1,8 +1,11 @@
 //! Outputs of many rows, from the arrays of each version back into the order in which the rows came, as JSON.
 
+use std::cmp::Ordering;
+
 use crate::encode::{MOST_BRACKETS, Token, brackets, write_nested};
 use crate::error::{Error, ErrorKind, Result};
-use crate::route::{Reason, Route};
+use crate::receipt::Score;
+use crate::route::{Done, Reason, Route, unix_milliseconds};
 use crate::slice::{Slice, with_values};
 
 /// The values of an output, all of them of one type.
@@ -51,6 +54,17 @@ impl<'a> Output<'a> {
         Ok(Self { values, rows, inner: inner.to_vec(), stride })
     }
 
+    /// The score in a row: of two or more numbers that of the class at index 1 or, of more, the likeliest one.
+    #[must_use]
+    pub fn score(&self, row: usize) -> Option<Score> {
+        let Array::Numbers(slice) = self.values else { return None };
+        match slice {
+            Slice::F32(values) => score_of(values.get(row * self.stride..(row + 1) * self.stride)?),
+            Slice::F64(values) => score_of(values.get(row * self.stride..(row + 1) * self.stride)?),
+            _ => None,
+        }
+    }
+
     /// How many rows it has.
     #[must_use]
     pub fn rows(&self) -> usize {
@@ -72,6 +86,48 @@ impl<'a> Output<'a> {
     }
 }
 
+/// A number that a score can be made of.
+pub trait Number: Copy + PartialOrd {
+    /// As a score has it.
+    fn single(self) -> f32;
+}
+
+impl Number for f32 {
+    #[inline]
+    fn single(self) -> f32 {
+        self
+    }
+}
+
+impl Number for f64 {
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "a score has seven digits")]
+    fn single(self) -> f32 {
+        self as f32
+    }
+}
+
+/// The score that the numbers of a row are: a value, the probability of the second of two classes, or of the likeliest.
+#[inline]
+#[must_use]
+pub fn score_of<T: Number>(row: &[T]) -> Option<Score> {
+    match row {
+        [] => None,
+        [value] => Some(Score { value: value.single(), class: 0 }),
+        [first, second] => Some(Score { value: second.single(), class: u16::from(second > first) }),
+        [first, rest @ ..] => {
+            let (mut class, mut most) = (0, *first);
+            for (index, value) in (1..=u16::MAX).zip(rest) {
+                // NaN compares with nothing; take it, so that it shows.
+                if matches!(value.partial_cmp(&most), None | Some(Ordering::Greater)) {
+                    (class, most) = (index, *value);
+                }
+            }
+            Some(Score { value: most.single(), class })
+        }
+    }
+}
+
 /// What one version answered to its rows, which are in the order in which they came.
 #[derive(Debug)]
 pub struct Part<'a> {
@@ -88,6 +144,8 @@ pub struct Rows<'a> {
     pub parts: &'a [i32],
     /// Indices of `turnout.domain.REASONS`.
     pub reasons: &'a [u8],
+    /// The hashes of the entities, 0 for none; may be empty.
+    pub entities: &'a [u128],
 }
 
 impl Route {
@@ -149,11 +207,15 @@ impl Route {
         let mut bytes = Vec::with_capacity(200 * rows.parts.len());
         let mut cursors = vec![0; parts.len()];
         let mut problems = problems.iter();
-        for (part, reason) in rows.parts.iter().zip(rows.reasons) {
+        let milliseconds = unix_milliseconds();
+        for (row, (part, reason)) in rows.parts.iter().zip(rows.reasons).enumerate() {
             let found = usize::try_from(*part).ok().and_then(|part| parts.get(part).zip(cursors.get_mut(part)));
             if let Some((part, cursor)) = found {
                 let reason = Reason::from_index(usize::from(*reason)).unwrap_or(Reason::Active);
-                if let Some(mut answer) = self.answer_behind(std::mem::take(&mut bytes), part.version, reason) {
+                let score = self.score_output(part.version).and_then(|index| part.outputs.get(index)?.score(*cursor));
+                let entity = rows.entities.get(row).copied().filter(|&entity| entity != 0);
+                let done = Done { version: part.version, reason, entity, score, nanoseconds: 0 };
+                if let Some(mut answer) = self.answer_behind(std::mem::take(&mut bytes), done, milliseconds) {
                     part.outputs.iter().for_each(|output| answer.push_row(output, *cursor));
                     bytes = answer.finish()?;
                 }

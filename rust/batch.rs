@@ -53,6 +53,8 @@ pub struct Batch<'a> {
     pub versions: Vec<i32>,
     /// Why it answers: an index of `turnout.domain.REASONS`.
     pub reasons: Vec<u8>,
+    /// The hash of each row's entity; 0 for none. Empty where nobody bears witness.
+    pub entities: Vec<u128>,
     /// The rows that can be answered.
     pub groups: Vec<Group<'a>>,
     /// The rows that cannot, ascending.
@@ -84,6 +86,7 @@ struct Packer<'a> {
     wishes: Wishes,
     versions: Vec<i32>,
     reasons: Vec<u8>,
+    entities: Vec<u128>,
     groups: Vec<Packing<'a>>,
     /// Index of its group by index of a version.
     places: Vec<Option<usize>>,
@@ -153,6 +156,7 @@ impl<'a> Packer<'a> {
             wishes,
             versions: Vec::new(),
             reasons: Vec::new(),
+            entities: Vec::new(),
             groups: Vec::new(),
             places: vec![None; route.len()],
             faults: Vec::new(),
@@ -164,7 +168,9 @@ impl<'a> Packer<'a> {
             let width = self.route.plan(group.version).map_or(0, |plan| plan.schema.width());
             Group { version: group.version, columns: group.rows.into_columns(), width }
         });
-        Batch { groups: groups.collect(), versions: self.versions, reasons: self.reasons, faults: self.faults }
+        let entities = if self.route.witnessed() { self.entities } else { Vec::new() };
+        let Self { versions, reasons, faults, .. } = self;
+        Batch { versions, reasons, entities, groups: groups.collect(), faults }
     }
 
     fn check_count(&self, rows: usize) -> Result<()> {
@@ -237,10 +243,18 @@ impl<'a> Packer<'a> {
         if columns { self.columns(reader, routed) } else { self.rows(reader, routed) }
     }
 
-    /// Route a row by its entity.
-    fn note(&mut self, choice: Choice) {
+    /// Note who answers a row, and for whom.
+    fn note(&mut self, choice: Choice, entity: Option<u128>) {
         self.versions.push(i32::try_from(choice.version).unwrap_or(NO_VERSION));
         self.reasons.push(choice.reason as u8);
+        self.entities.push(entity.unwrap_or(0));
+    }
+
+    /// Note a row that nobody answers.
+    fn note_none(&mut self) {
+        self.versions.push(NO_VERSION);
+        self.reasons.push(0);
+        self.entities.push(0);
     }
 
     /// Read entity ids and route each of them; where the rows were packed already, check that there are as many.
@@ -253,17 +267,22 @@ impl<'a> Packer<'a> {
         while more {
             reader.peek();
             let start = reader.position();
-            let read = read_entity(reader).and_then(|entity| self.route.choose(entity.id(), self.wishes.pinned));
+            let read = read_entity(reader).and_then(|entity| {
+                Ok((self.route.choose(entity.id(), self.wishes.pinned)?, self.route.entity(entity.id())))
+            });
             self.check_count(row + 1)?;
             match read {
-                Ok(_) if packed => {}
-                Ok(choice) => self.note(choice),
+                Ok((_, entity)) if packed => {
+                    if let Some(known) = self.entities.get_mut(row) {
+                        *known = entity.unwrap_or(0);
+                    }
+                }
+                Ok((choice, entity)) => self.note(choice, entity),
                 Err(error) if matches!(error.kind, ErrorKind::NoActiveVersion(_)) => return Err(error.into()),
                 Err(error) => {
                     self.refuse(row, error, reader, start)?;
                     if !packed {
-                        self.versions.push(NO_VERSION);
-                        self.reasons.push(0);
+                        self.note_none();
                     }
                 }
             }
@@ -319,17 +338,17 @@ impl<'a> Packer<'a> {
     }
 
     fn line(&mut self, line: &'a [u8]) -> Result<()> {
-        self.versions.push(NO_VERSION);
-        self.reasons.push(0);
+        self.note_none();
         let (route, pinned, row) = (self.route, self.wishes.pinned, self.versions.len() - 1);
         let mut reader = Reader::new(line)?;
         let mut sink = Line { packer: self, before: None };
         let read = route.read(&mut reader, pinned, &mut sink);
         let before = sink.before;
         match read {
-            Ok(choice) => {
+            Ok((choice, entity)) => {
                 self.versions[row] = i32::try_from(choice.version).unwrap_or(NO_VERSION);
                 self.reasons[row] = choice.reason as u8;
+                self.entities[row] = entity.unwrap_or(0);
                 Ok(())
             }
             Err(error) => {
@@ -353,7 +372,7 @@ impl<'a> Packer<'a> {
             }
             if !routed {
                 self.check_count(row + 1)?;
-                self.note(self.route.choose(None, self.wishes.pinned)?);
+                self.note(self.route.choose(None, self.wishes.pinned)?, None);
             }
             match usize::try_from(self.versions[row]) {
                 Ok(version) => self.row(row, version, reader)?,
@@ -385,7 +404,7 @@ impl<'a> Packer<'a> {
         if !routed {
             let count = self.count(&mut reader.clone())?;
             for _ in 0..count {
-                self.note(self.route.choose(None, self.wishes.pinned)?);
+                self.note(self.route.choose(None, self.wishes.pinned)?, None);
             }
         }
         let places = self.spread()?;

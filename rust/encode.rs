@@ -1,7 +1,5 @@
 //! Outputs of a model as the JSON of an answer, straight from their arrays.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use crate::answers::Output;
 use crate::error::{ErrorKind, Result};
 
@@ -43,12 +41,16 @@ impl Envelope {
         Self { head, names: names.collect() }
     }
 
-    /// Begin an answer behind what `bytes` holds already. `random` makes its prediction id differ from others of the
-    /// same millisecond.
-    #[must_use]
-    pub fn answer(&self, mut bytes: Vec<u8>, reason: &str, random: u128) -> Answer<'_> {
+    /// Append what stands before the prediction id, which comes next.
+    #[inline]
+    pub fn begin(&self, bytes: &mut Vec<u8>) {
         bytes.extend_from_slice(&self.head);
-        write_uuid7(unix_milliseconds(), random, &mut bytes);
+    }
+
+    /// Go on behind the prediction id.
+    #[inline]
+    #[must_use]
+    pub fn answer(&self, mut bytes: Vec<u8>, reason: &str) -> Answer<'_> {
         bytes.extend_from_slice(b"\",\"reason\":\"");
         bytes.extend_from_slice(reason.as_bytes());
         bytes.extend_from_slice(b"\",\"outputs\":{");
@@ -220,11 +222,6 @@ pub fn half_to_f32(bits: u16) -> f32 {
         31 => f32::NAN,
         _ => (1.0 + fraction) * 2_f32.powi(exponent - 15),
     }
-}
-
-fn unix_milliseconds() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or_default()
 }
 
 /// A UUID of version 7 in its 36 characters.

@@ -16,7 +16,9 @@ pub mod names;
 pub mod number;
 #[cfg(feature = "python")]
 mod py;
+pub mod receipt;
 pub mod recorder;
 pub mod route;
 pub mod slice;
 pub mod table;
+pub mod watch;

@@ -4,15 +4,18 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::columns::Column;
-use crate::encode::{Answer, Envelope};
+use crate::encode::{Answer, Envelope, write_uuid7};
 use crate::error::{Error, ErrorKind, Result};
 use crate::features::Schema;
 use crate::hash::SLOTS;
 use crate::json::{Reader, shorten};
 use crate::ledger::Split;
 use crate::names::{Names, number};
+use crate::receipt::{Key, Receipt, Score};
+use crate::watch::{Kind, Seen, Watch};
 
 /// The fields of a prediction, for an error.
 const FIELDS: &str = "a prediction takes \"features\" and \"entity_id\"";
@@ -63,6 +66,8 @@ pub struct Plan {
     pub schema: Schema,
     /// The names of its outputs.
     pub outputs: Vec<String>,
+    /// The output that has its score.
+    pub score: Option<usize>,
 }
 
 /// The version that answers.
@@ -85,6 +90,7 @@ pub struct Route {
     split: Option<Arc<Split>>,
     arms: Vec<usize>,
     overrides: HashMap<Box<str>, usize>,
+    witness: Option<Witness>,
     known: Names,
     /// Mixed into prediction ids: a forked process inherits the generator, but makes its own routes.
     seed: u128,
@@ -107,6 +113,36 @@ pub struct Prepared<'a> {
     pub columns: Vec<Column<'a>>,
     /// Values of a row in each input.
     pub width: usize,
+    /// The hash of its entity, where there is one and somebody bears witness.
+    pub entity: Option<u128>,
+}
+
+/// Who signs what the versions answer, and notes what the arms of a test do.
+#[derive(Debug)]
+pub struct Witness {
+    /// The keys of the model.
+    pub key: Key,
+    /// The number of each version.
+    pub numbers: Vec<u32>,
+    /// The number of the running test and its revision; 0 for none.
+    pub test: (u32, u32),
+    /// Who notes what its arms do.
+    pub watch: Option<Arc<Watch>>,
+}
+
+/// A request that was answered, or not.
+#[derive(Debug, Clone, Copy)]
+pub struct Done {
+    /// Index of the version.
+    pub version: usize,
+    /// Why it answered.
+    pub reason: Reason,
+    /// The hash of the entity.
+    pub entity: Option<u128>,
+    /// What it said.
+    pub score: Option<Score>,
+    /// Nanoseconds that it took.
+    pub nanoseconds: u64,
 }
 
 /// What decides between versions, as plain data.
@@ -120,6 +156,8 @@ pub struct Rules {
     pub arms: Vec<usize>,
     /// Index of a version by entity id.
     pub overrides: HashMap<Box<str>, usize>,
+    /// Who signs answers; without, prediction ids are random.
+    pub witness: Option<Witness>,
 }
 
 /// Where the features of a request go once it is known who answers it.
@@ -195,6 +233,9 @@ impl Route {
         if let Some(index) = indices.find(|&&index| index >= versions.len()) {
             return Err(format!("index {index} is not one of {} versions", versions.len()));
         }
+        if let Some(witness) = rules.witness.as_ref().filter(|witness| witness.numbers.len() != versions.len()) {
+            return Err(format!("expected {} numbers of versions, found {}", versions.len(), witness.numbers.len()));
+        }
         let versions = versions.into_iter().map(|(label, plan)| {
             let outputs = plan.as_ref().map(|plan| plan.outputs.as_slice()).unwrap_or_default();
             let envelope = Envelope::new(model, &label, outputs);
@@ -207,6 +248,7 @@ impl Route {
             split: rules.split,
             arms: rules.arms,
             overrides: rules.overrides,
+            witness: rules.witness,
             known: number(known.iter().map(String::as_str)),
             seed: seed(),
         })
@@ -259,17 +301,17 @@ impl Route {
     /// At the first fault in the body, or where nothing could answer it.
     pub fn prepare<'a>(&'a self, body: &'a [u8], pinned: Option<usize>) -> Result<Prepared<'a>> {
         let mut single = Single { route: self, columns: Vec::new(), width: 0 };
-        let choice = self.read(&mut Reader::new(body)?, pinned, &mut single)?;
-        Ok(Prepared { choice, columns: single.columns, width: single.width })
+        let (choice, entity) = self.read(&mut Reader::new(body)?, pinned, &mut single)?;
+        Ok(Prepared { choice, columns: single.columns, width: single.width, entity })
     }
 
-    /// Read one request and hand its features over, however its fields are ordered.
+    /// Read one request and hand its features over, however its fields are ordered; also the hash of its entity.
     pub(crate) fn read<'a>(
         &self,
         reader: &mut Reader<'a>,
         pinned: Option<usize>,
         sink: &mut impl Sink<'a>,
-    ) -> Result<Choice> {
+    ) -> Result<(Choice, Option<u128>)> {
         let mut entity = Entity::Absent;
         let mut features = Features::Absent;
         reader.require(b'{', "expected an object with \"features\"")?;
@@ -291,15 +333,55 @@ impl Route {
             more = reader.more(b'}')?;
         }
         reader.end()?;
-        match features {
-            Features::Packed(choice) => Ok(choice),
+        let choice = match features {
+            Features::Packed(choice) => choice,
             Features::At(start) => {
                 let choice = self.choose(entity.id(), pinned)?;
                 sink.pack(choice, &mut reader.from_position(start))?;
-                Ok(choice)
+                choice
             }
-            Features::Absent => Err(ErrorKind::MissingFeatures.into()),
+            Features::Absent => return Err(ErrorKind::MissingFeatures.into()),
+        };
+        Ok((choice, self.entity(entity.id())))
+    }
+
+    /// The hash of an entity, where somebody bears witness.
+    #[inline]
+    #[must_use]
+    pub fn entity(&self, id: Option<&str>) -> Option<u128> {
+        self.witness.as_ref().zip(id).map(|(witness, id)| witness.key.entity(id.as_bytes()))
+    }
+
+    /// Whether somebody signs answers.
+    pub(crate) fn witnessed(&self) -> bool {
+        self.witness.is_some()
+    }
+
+    /// The output that has the score of a version.
+    #[inline]
+    #[must_use]
+    pub fn score_output(&self, version: usize) -> Option<usize> {
+        self.versions.get(version)?.plan.as_ref()?.score
+    }
+
+    /// Note what the arm of a test did; nothing for other requests.
+    #[inline]
+    pub fn see(&self, done: Done, kind: Kind, milliseconds: u64) {
+        let Some(watch) = self.witness.as_ref().and_then(|witness| witness.watch.as_ref()) else { return };
+        if !matches!(done.reason, Reason::Test | Reason::Random) {
+            return;
         }
+        let Some(arm) = self.arms.iter().position(|&version| version == done.version) else { return };
+        let Done { entity, score, nanoseconds, .. } = done;
+        let arm = u8::try_from(arm).unwrap_or(u8::MAX);
+        watch.see(Seen { arm, entity, kind, nanoseconds, score }, milliseconds);
+    }
+
+    /// The same for what was answered: of a kind of its own where the score is no number.
+    #[inline]
+    pub fn see_answer(&self, done: Done, milliseconds: u64) {
+        let invalid = done.score.is_some_and(|score| !score.value.is_finite());
+        self.see(done, if invalid { Kind::Invalid } else { Kind::Answered }, milliseconds);
     }
 
     /// Pack the features that stand next, or skip them where an entity id that may yet come would decide.
@@ -354,9 +436,24 @@ impl Route {
     }
 
     /// The same behind what `bytes` holds already.
-    pub(crate) fn answer_behind(&self, bytes: Vec<u8>, version: usize, reason: Reason) -> Option<Answer<'_>> {
+    #[inline]
+    pub(crate) fn answer_behind(&self, mut bytes: Vec<u8>, done: Done, milliseconds: u64) -> Option<Answer<'_>> {
+        let Version { envelope, .. } = self.versions.get(done.version)?;
         let random = fastrand::u128(..) ^ self.seed;
-        self.versions.get(version).map(|version| version.envelope.answer(bytes, reason.name(), random))
+        envelope.begin(&mut bytes);
+        if let Some((witness, &version)) =
+            self.witness.as_ref().and_then(|witness| Some((witness, witness.numbers.get(done.version)?)))
+        {
+            let (test, revision) = witness.test;
+            #[expect(clippy::cast_possible_truncation, reason = "its low bits")]
+            let random = random as u64;
+            let Done { reason, entity, score, .. } = done;
+            let receipt = Receipt { milliseconds, random, reason, entity, version, test, revision, score };
+            receipt.write(&witness.key, &mut bytes);
+        } else {
+            write_uuid7(milliseconds, random, &mut bytes);
+        }
+        Some(envelope.answer(bytes, done.reason.name()))
     }
 
     /// The model's name.
@@ -370,11 +467,18 @@ impl Route {
         Some((&version.label, version.plan.as_ref().map(|plan| plan.outputs.as_slice()).unwrap_or_default()))
     }
 
-    /// Begin the answer of a version; None where there is no such version.
+    /// Begin an answer at a time in Unix milliseconds; None where there is no such version.
     #[must_use]
-    pub fn answer(&self, version: usize, reason: Reason) -> Option<Answer<'_>> {
-        self.answer_behind(Vec::with_capacity(256), version, reason)
+    pub fn answer(&self, done: Done, milliseconds: u64) -> Option<Answer<'_>> {
+        self.answer_behind(Vec::with_capacity(320), done, milliseconds)
     }
+}
+
+/// The time, as answers and entries have it.
+#[must_use]
+pub fn unix_milliseconds() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or_default()
 }
 
 /// Read an entity id: a string, an integer as its decimal text, or null.

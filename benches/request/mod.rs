@@ -6,7 +6,8 @@ use std::sync::Arc;
 use turnout_core::columns::Element;
 use turnout_core::feature::Description;
 use turnout_core::features::{Layout, Schema};
-use turnout_core::route::{Plan, Reason, Route, Rules};
+use turnout_core::receipt::Score;
+use turnout_core::route::{Done, Plan, Reason, Route, Rules};
 
 const FEATURES: usize = 20;
 
@@ -23,14 +24,20 @@ pub fn route(labels: &[&str], rules: Rules) -> Route {
     let describe = |name| Description { name, kind: "float".into(), ..Description::default() };
     let features: Vec<_> = names().into_iter().map(describe).collect();
     let schema = Schema::new(Layout::Matrix, &[Element::F32], &features).unwrap();
-    let plan = Arc::new(Plan { schema, outputs: vec!["label".into(), "probabilities".into()] });
+    let plan = Arc::new(Plan { schema, outputs: vec!["label".into(), "probabilities".into()], score: Some(1) });
     let versions = labels.iter().map(|&label| (label.to_owned(), Some(Arc::clone(&plan)))).collect();
     Route::new("churn", versions, rules, &names()).unwrap()
 }
 
+/// A request that the first version answered.
+pub fn done(reason: Reason) -> Done {
+    let score = Some(Score { value: 0.876_543_2, class: 1 });
+    Done { version: 0, reason, entity: Some(1 << 100 | 7), score, nanoseconds: 350_000 }
+}
+
 /// One answer of the first version: its label and its probabilities.
 pub fn encode(route: &Route, reason: Reason) -> Vec<u8> {
-    let mut answer = route.answer(0, reason).unwrap();
+    let mut answer = route.answer(done(reason), 1_790_000_000_000).unwrap();
     answer.push(&[1], black_box(&[1_i64])).unwrap();
     answer.push(&[1, 2], black_box(&[0.123_456_79_f32, 0.876_543_2])).unwrap();
     answer.finish().unwrap()

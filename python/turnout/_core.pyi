@@ -14,10 +14,12 @@ __all__ = [
     "Ledger",
     "Route",
     "Series",
+    "Signer",
     "Split",
     "Table",
     "Totals",
     "VersionPlan",
+    "Watch",
     "__version__",
     "hash_entity",
     "slot",
@@ -89,7 +91,11 @@ class Split:
         """How many of the ids `"0"`, `"1"` ... `str(count - 1)` each arm gets; releases the GIL."""
 
 _Prepared: TypeAlias = tuple[
-    NDArray[np.int32], NDArray[np.uint8], list[tuple[int, tuple[NDArray[Any], ...]]], list[Any]
+    NDArray[np.int32],
+    NDArray[np.uint8],
+    NDArray[np.uint8] | None,
+    list[tuple[int, tuple[NDArray[Any], ...]]],
+    list[Any],
 ]
 
 @final
@@ -118,7 +124,8 @@ class VersionPlan:
     feature, `dtypes[i]` for feature i. Element types: float32, float64, int32, int64, bool, and object (strings,
     columns only). `features` are (name, type, values, default, nullable) in the schema's order; a version without
     names ("" for each) takes lists only. `outputs` are the names of the outputs in the order of `Route.encode`.
-    A `float` on an integer or bool input takes integers, or true and false.
+    A `float` on an integer or bool input takes integers, or true and false. `score` is the index of the output that has
+    the score of a row, if any.
 
     Raises InvalidModel for features that do not fit the inputs.
     """
@@ -130,6 +137,7 @@ class VersionPlan:
         dtypes: Sequence[str],
         features: Sequence[tuple[str, str, Sequence[str], float | int | bool | str | None, bool]],
         outputs: Sequence[str],
+        score: int | None = None,
     ) -> VersionPlan: ...
 
 @final
@@ -139,7 +147,8 @@ class Route:
     `plans` are its loaded versions; an entry is None where the version takes free tensors. `active` indexes `plans`.
     `arms[i]` is the index in `plans` of arm i of `split`. `overrides` map entity ids to indices in `plans`. `known`
     are the feature names of all registered versions: names outside of it are errors, names inside that a version
-    does not use are ignored.
+    does not use are ignored. With a `signer` prediction ids are receipts: `numbers` are those of the versions, `test`
+    number and revision of the running test (0 for none), and `watch` notes what its arms do. Without, they are UUIDs.
     """
 
     def __new__(
@@ -152,16 +161,23 @@ class Route:
         arms: Sequence[int],
         overrides: Mapping[str, int],
         known: Sequence[str],
+        signer: Signer | None = None,
+        numbers: Sequence[int] = (),
+        test: tuple[int, int] = (0, 0),
+        watch: Watch | None = None,
     ) -> Route: ...
     def assign(self, entity: str | int | None) -> tuple[int, int, int | None]:
         """(index in `plans`, index in `turnout.domain.REASONS`, slot) as `prepare` would route this entity.
 
         Raises NoActiveVersion where there is neither an override, a test nor an active version.
         """
-    def prepare(self, body: bytes, pinned: int | None = None) -> tuple[int, int, tuple[NDArray[Any], ...]]:
+    def prepare(
+        self, body: bytes, pinned: int | None = None
+    ) -> tuple[int, int, tuple[NDArray[Any], ...], bytes | None]:
         """Read `{"entity_id"?: str | int | null, "features": {...} | [...]}`, route it, and pack the features.
 
-        Returns (index in `plans`, index in REASONS, inputs in the order of the graph). With `pinned` that version is
+        Returns (index in `plans`, index in REASONS, inputs in the order of the graph, hash of the entity: 16 bytes,
+        None where there is none or nobody signs). With `pinned` that version is
         packed and the reason is `pinned`. No entity id in a test: a random slot, reason `random`.
 
         Raises InvalidRequest (with `position`) for what is not such a document, InvalidFeatures (with `feature` and
@@ -172,7 +188,8 @@ class Route:
     ) -> _Prepared:
         """Read `{"entity_ids"?: [...], "rows": [...]}` or `{"entity_ids"?, "columns": {...}}`; releases the GIL.
 
-        Returns for each row the index of its version (int32, -1 where its entity id is none) and its reason (uint8);
+        Returns for each row the index of its version (int32, -1 where its entity id is none), its reason (uint8), and
+        where somebody signs the hash of its entity (uint8, shape `[N, 16]`, zeros for none);
         for each version that occurs its index and its inputs; and the errors of bad rows, with `row`, in their order.
         The inputs of a version are those of its rows in their order, without bad ones.
 
@@ -184,18 +201,36 @@ class Route:
         """The same for lines, each of them a body of `prepare`. Unless `skip`, nothing behind a bad line is read."""
     def prepare_each(
         self, bodies: Sequence[bytes]
-    ) -> list[tuple[int, list[int], bytes, tuple[NDArray[Any], ...]]]:
+    ) -> list[tuple[int, list[int], bytes, list[bytes | None], tuple[NDArray[Any], ...]]]:
         """The same for bodies of `prepare` that came one by one; keeps the GIL, so for few of them.
 
-        Returns for each version that occurs its index, the numbers of its bodies, their reasons, and its inputs. A body
-        that is bad is in none of them.
+        Returns for each version that occurs its index, the numbers of its bodies, their reasons, the hashes of their
+        entities, and its inputs. A body that is bad is in none of them.
         """
-    def encode_each(self, version: int, reasons: bytes, outputs: Sequence[NDArray[Any]]) -> list[bytes]:
+    def encode_each(
+        self,
+        version: int,
+        reasons: bytes,
+        outputs: Sequence[NDArray[Any]],
+        entities: Sequence[bytes | None] = (),
+        nanoseconds: Sequence[int] = (),
+    ) -> list[bytes]:
         """What `encode` writes, for each row of the outputs of a version."""
+    def failed(self, version: int, reason: int, entity: bytes | None, replaced: bool) -> None:
+        """Note that an arm of a running test failed a request; `replaced`: another version answered it."""
+    def see_rows(
+        self,
+        version: int,
+        reasons: NDArray[np.uint8],
+        entities: NDArray[np.uint8] | None,
+        outputs: Sequence[NDArray[Any]] | None,
+        replaced: bool = False,
+    ) -> None:
+        """Note what became of rows of a batch; without outputs the version failed on them."""
     def assign_each(
         self, ids: int | Sequence[str | int | None] | NDArray[np.int64] | NDArray[np.uint64]
-    ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-        """Index of the version and reason for each id; a number stands for so many requests without entity."""
+    ) -> tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Index of the version, reason and hash of each id; a number stands for so many requests without entity."""
     def bind(self, version: int, table: Table) -> list[int | None]:
         """For each feature of a version the index of the column that it takes, None where its default stands.
 
@@ -236,13 +271,54 @@ class Route:
         reasons: NDArray[np.uint8],
         parts: Sequence[tuple[int, Sequence[NDArray[Any]]]],
         problems: Sequence[bytes],
+        entities: NDArray[np.uint8] | None = None,
     ) -> NDArray[np.uint8]:
         """The bytes of a line for each row: what `encode` writes, or, for a row without part, the next of `problems`."""
-    def encode(self, index: int, reason: int, outputs: Sequence[NDArray[Any]]) -> bytes:
-        """The JSON answer, with a new prediction id (a UUID of version 7).
+    def encode(
+        self,
+        index: int,
+        reason: int,
+        outputs: Sequence[NDArray[Any]],
+        entity: bytes | None = None,
+        nanoseconds: int = 0,
+    ) -> bytes:
+        """The JSON answer, with a new prediction id: a receipt, or without signer a UUID of version 7.
+
+        An answer by the arm of a running test is noted, for the entity, with its score and the time that it took.
 
         Outputs are float16/32/64, any integer, bool or object (str or bytes) arrays of shape `[1, ...]` (unwrapped)
         or `[]`; NaN and infinities become null, floats the shortest text that reads back the same.
+        """
+
+@final
+class Signer:
+    """The keys of a model, derived from that of its data directory (32 bytes)."""
+
+    def __new__(cls, key: bytes, model: str) -> Signer: ...
+    def entity(self, entity: str | int) -> bytes:
+        """The hash of an entity, 16 bytes: XXH3-128 with a secret, the same for all models of a directory."""
+    def read(self, text: str) -> tuple[int, int, bytes | None, int, int, int, float | None, int] | None:
+        """What a prediction id says; None for what was not signed with this key.
+
+        (Unix milliseconds, index in REASONS, hash of the entity, number of the version, test and revision, 0 for none,
+        score, index of the likeliest class).
+        """
+
+@final
+class Watch:
+    """What is seen of one revision of a test in this process. Noting takes no lock but for what is new.
+
+    `thresholds` are six latencies in nanoseconds, rising.
+    """
+
+    def __new__(cls, arms: int, thresholds: Sequence[int] | None = None) -> Watch: ...
+    def drain(self) -> tuple[bytes, list[list[int]], int]:
+        """What was seen since the last time: entries of 36 bytes, 14 counters for each arm, entries that found no room.
+
+        An entry: entity (16 bytes), milliseconds (uint64), arm, kind, level, whether there is a score (uint8 each),
+        score (float32), class (uint16), two zeros; little-endian. Kinds: answered, score is no number, failed, replaced
+        by another version. Counters: requests of each kind, requests without entity of each kind, and those answered
+        above each threshold.
         """
 
 @final

@@ -55,6 +55,8 @@ class Outcome(NamedTuple):
     """Index of the part of each row; -1 where it has no answer."""
     parts: list[Part]
     errors: list[RowError]
+    entities: NDArray[np.uint8] | None = None
+    """The hash of the entity of each row, shape `[N, 16]`, where answers are signed."""
 
     def to_json(self, job: Job) -> NDArray[np.uint8]:
         """The bytes of the answer by columns."""

@@ -37,6 +37,7 @@ class Work(Protocol):
 
     versions: NDArray[np.int32]
     reasons: NDArray[np.uint8]
+    entities: NDArray[np.uint8] | None
     faults: list[TurnoutError]
 
     def take(
@@ -74,7 +75,9 @@ class Document:
         self._body = body
         self._job = job
         self._most = most
-        self.versions, self.reasons, groups, self.faults = prepare(body, job.pinned, job.skip, most)
+        self.versions, self.reasons, self.entities, groups, self.faults = prepare(
+            body, job.pinned, job.skip, most
+        )
         if self.faults and not job.skip:
             raise self.faults[0]
         self._inputs = dict(groups)
@@ -110,8 +113,11 @@ class Columns:
         if ids is not None and len(ids) != count:
             raise InvalidRequest(f"expected {count} entity ids, found {len(ids)}")
         if pinned is None:
-            self.versions, self.reasons = route.assign_each(count if ids is None else _routable(ids))
+            self.versions, self.reasons, self.entities = route.assign_each(
+                count if ids is None else _routable(ids)
+            )
         else:
+            self.entities = None
             self.versions = np.full(count, pinned, np.int32)
             self.reasons = np.full(count, PINNED, np.uint8)
         self._bound: dict[int, list[int | None]] = {}
@@ -282,7 +288,17 @@ class _Run:
             second = self._answered(version, rows[half:], [array[half:] for array in inputs])
             return first[0] + second[0], first[1] + second[1]
         series.record_rows(len(rows), perf_counter_ns() - started, after - before)
+        if lane.watched:
+            self._see(version, rows, part.outputs)
         return [part], []
+
+    def _see(
+        self, version: int, rows: Rows, outputs: Sequence[NDArray[Any]] | None, *, replaced: bool = False
+    ) -> None:
+        """Note what became of rows of a running test; without outputs the version failed on them."""
+        work = self._work
+        entities = None if work.entities is None else work.entities[rows]
+        self._serving.route.see_rows(version, work.reasons[rows], entities, outputs, replaced)
 
     def _instead(self, version: int, failed: list[tuple[int, TurnoutError]]) -> list[Part]:
         """The active version's answers to rows on which another one failed."""
@@ -300,6 +316,10 @@ class _Run:
             except TurnoutError as error:  # the caller hears of the version that the rows were routed to
                 log("error", "fallback_failed", model=serving.name, detail=error.detail)
         answered = {row for part in parts for row in part.rows.tolist()}
+        if serving.lanes[version].watched:
+            instead = np.isin(rows, list(answered))
+            self._see(version, rows[instead], None, replaced=True)
+            self._see(version, rows[~instead], None)
         left = [(row, error) for row, error in failed if row not in answered]
         if left and not self._skip:
             raise left[0][1]
@@ -330,7 +350,7 @@ class _Run:
             assigned[joined[-1].rows] = version
         reasons[assigned != self._work.versions] = FALLBACK
         errors = sorted(self._errors, key=lambda error: error.row)
-        return Outcome(count, assigned, reasons, part_of, joined, errors)
+        return Outcome(count, assigned, reasons, part_of, joined, errors, self._work.entities)
 
 
 def work_of(given: Given, job: Job) -> Work:

@@ -29,7 +29,7 @@ Answer = tuple[int, bytes]
 class Ticket:
     """A request that was read and routed: who answers it, and with which inputs. `session` is None until it is loaded."""
 
-    __slots__ = ("body", "inputs", "lane", "position", "reason", "serving", "session", "started")
+    __slots__ = ("body", "entity", "inputs", "lane", "position", "reason", "serving", "session", "started")
 
     def __init__(
         self,
@@ -37,6 +37,7 @@ class Ticket:
         position: int,
         reason: int,
         inputs: tuple[NDArray[Any], ...],
+        entity: bytes | None,
         body: bytes,
         session: Session | None,
         started: int,
@@ -46,6 +47,7 @@ class Ticket:
         self.lane = serving.lanes[position]
         self.reason = reason
         self.inputs = inputs
+        self.entity = entity
         self.body = body
         self.session = session
         self.started = started
@@ -76,9 +78,9 @@ class Predictor:
         started = perf_counter_ns()
         serving = self._live.current().serving(model)
         pinned = None if version is None else serving.position(version)
-        position, reason, inputs = serving.route.prepare(body, pinned)
+        position, reason, inputs, entity = serving.route.prepare(body, pinned)
         session = self._live.sessions.get(serving.lanes[position].key)
-        return Ticket(serving, position, reason, inputs, body, session, started)
+        return Ticket(serving, position, reason, inputs, entity, body, session, started)
 
     def respond(self, ticket: Ticket) -> Answer:
         """Answer a request by itself."""
@@ -111,7 +113,9 @@ class Predictor:
             rows = [output[start:end] for output in outputs]
             start = end
             try:
-                answer = ticket.serving.route.encode(ticket.position, ticket.reason, rows)
+                answer = ticket.serving.route.encode(
+                    ticket.position, ticket.reason, rows, ticket.entity, perf_counter_ns() - ticket.started
+                )
             except TurnoutError:
                 answers.append(self.respond(ticket))
                 continue
@@ -131,14 +135,16 @@ class Predictor:
         """
         answers: list[Answer | None] = [None] * len(bodies)
         route, name = serving.route, serving.name
-        for position, numbers, reasons, inputs in route.prepare_each(bodies):
+        for position, numbers, reasons, entities, inputs in route.prepare_each(bodies):
             lane = serving.lanes[position]
             try:
                 session = self._live.session(lane)
                 before = perf_counter_ns()
                 outputs = session.run(inputs)
-                spent = perf_counter_ns() - before
-                encoded = route.encode_each(position, reasons, outputs)
+                after = perf_counter_ns()
+                spent = after - before
+                took = [after - started[number] for number in numbers]
+                encoded = route.encode_each(position, reasons, outputs, entities, took)
             except (TurnoutError, ValueError):  # the fault of one of them, and not of the others
                 continue
             now = perf_counter_ns()
@@ -179,7 +185,9 @@ class Predictor:
             before = perf_counter_ns()
             outputs = session.run(ticket.inputs)
             after = perf_counter_ns()
-            answer = serving.route.encode(ticket.position, reason, outputs)
+            answer = serving.route.encode(
+                ticket.position, reason, outputs, ticket.entity, after - ticket.started
+            )
         except TurnoutError as error:
             return self._fall_back(ticket, error)
         series = lane.series[reason] or self._series(serving, lane, reason)
@@ -192,23 +200,31 @@ class Predictor:
         said = type(error)(f"version {failed.label} of model {serving.name}: {error.detail}")
         series = failed.series[reason] or self._series(serving, failed, reason)
         series.record_error()
+        answer = self._by_active(ticket)
+        serving.route.failed(ticket.position, reason, ticket.entity, answer is not None)
         log("error", "prediction_failed", model=serving.name, version=failed.label, detail=error.detail)
-        active = serving.active_lane
-        if not self._fallback or reason == PINNED or active is None or active is failed:
+        if answer is None:
             raise said from error
+        return answer
+
+    def _by_active(self, ticket: Ticket) -> bytes | None:
+        """The active version's answer in place of that of an arm that failed; None where it may not, or fails too."""
+        serving, active = ticket.serving, ticket.serving.active_lane
+        if not self._fallback or ticket.reason == PINNED or active is None or active is ticket.lane:
+            return None
         try:
-            index, _, inputs = serving.route.prepare(ticket.body, serving.index[active.label])
+            index, _, inputs, _ = serving.route.prepare(ticket.body, serving.index[active.label])
             session = self._live.session(active)
             before = perf_counter_ns()
             outputs = session.run(inputs)
             after = perf_counter_ns()
-            answer = serving.route.encode(index, FALLBACK, outputs)
-        except TurnoutError as second:
+            answer = serving.route.encode(index, FALLBACK, outputs, ticket.entity, after - ticket.started)
+        except TurnoutError as error:
             # The caller hears of the version that it was routed to; the second failure is in the log.
-            log("error", "fallback_failed", model=serving.name, version=active.label, detail=second.detail)
-            if isinstance(second, PredictionFailed):
+            log("error", "fallback_failed", model=serving.name, version=active.label, detail=error.detail)
+            if isinstance(error, PredictionFailed):
                 (active.series[FALLBACK] or self._series(serving, active, FALLBACK)).record_error()
-            raise said from second
+            return None
         series = active.series[FALLBACK] or self._series(serving, active, FALLBACK)
         series.record(perf_counter_ns() - ticket.started, after - before)
         return answer

@@ -34,10 +34,11 @@ class ModelRecord(NamedTuple):
 class Lane:
     """One version of a serving: the key of its session, and its statistics, made at first use.
 
-    `series` counts answers by index into REASONS, `queue` the time that requests waited for their turn.
+    `series` counts answers by index into REASONS, `queue` the time that requests waited for their turn. `watched` says
+    whether it is an arm of a running test that somebody takes notes of.
     """
 
-    __slots__ = ("key", "label", "queue", "series", "version")
+    __slots__ = ("key", "label", "queue", "series", "version", "watched")
 
     def __init__(self, version: Version, key: str) -> None:
         self.version = version
@@ -45,6 +46,14 @@ class Lane:
         self.key = key
         self.series: list[_core.Series | None] = [None] * len(REASONS)
         self.queue: _core.Series | None = None
+        self.watched = False
+
+
+class Witness(NamedTuple):
+    """Who signs the answers of a model, and who notes what the arms of its running test do."""
+
+    signer: _core.Signer
+    watch: _core.Watch | None
 
 
 class Serving:
@@ -72,6 +81,7 @@ class Serving:
         record: ModelRecord,
         plan: Callable[[Version], _core.VersionPlan | None],
         key: Callable[[Version], str],
+        witness: Witness | None = None,
     ) -> None:
         self.record = record
         self.burst: Any = None
@@ -81,6 +91,9 @@ class Serving:
         self.split = None
         if record.test is not None and record.runs is not None:
             self.split = _core.Split(_core.Ledger.from_runs(record.runs), record.test.salt)
+        if self.split is not None and witness is not None and witness.watch is not None:
+            for arm in self.split.arms:
+                self.lanes[self.index[arm]].watched = True
         active = record.model.active
         self.route = _core.Route(
             record.model.name,
@@ -93,6 +106,10 @@ class Serving:
             sorted(
                 {feature.name for version in record.versions.values() for feature in version.features} - {""}
             ),
+            None if witness is None else witness.signer,
+            [] if witness is None else [version.ordinal for version in record.versions.values()],
+            (0, 0) if record.test is None else (int(record.test.id), record.test.revision),
+            None if witness is None else witness.watch,
         )
         self.routable = frozenset(routable(record))
         self.routable_lanes = tuple(self.lanes[self.index[label]] for label in sorted(self.routable))
@@ -216,7 +233,22 @@ def plan_of(version: Version) -> _core.VersionPlan | None:
         [NUMPY_TYPES.get(tensor.dtype, tensor.dtype) for tensor in signature.inputs],
         [(f.name, f.type, f.values, f.default, f.nullable) for f in version.features],
         [tensor.name for tensor in signature.outputs],
+        score_output(version),
     )
+
+
+def score_output(version: Version) -> int | None:
+    """The index of the output that has the score of a row: its probabilities, else its first number that is no label.
+
+    Of two classes the score is the probability of the second one, of more that of the likeliest, else it is the value.
+    """
+    floats = [
+        (index, tensor)
+        for index, tensor in enumerate(version.signature.outputs)
+        if tensor.dtype in {"float", "double"} and len(tensor.shape) in {1, 2}
+    ]
+    wide = [index for index, tensor in floats if len(tensor.shape) == 2 and tensor.shape[1] != 1]
+    return next(iter(wide), None) if wide else next((index for index, _ in floats), None)
 
 
 def check_entity(entity: object) -> str | int:

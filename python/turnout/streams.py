@@ -245,7 +245,8 @@ class LineWriter:
         """The lines of these rows."""
         parts = [(part.version, part.outputs) for part in found.parts]
         problems = [_line_of(error.behind(start)) for error in found.errors]
-        return job.serving.route.encode_lines(found.part_of, found.reasons, parts, problems).data
+        route = job.serving.route
+        return route.encode_lines(found.part_of, found.reasons, parts, problems, found.entities).data
 
     def end(self, job: Callable[[], Job]) -> bytes:
         """Nothing."""

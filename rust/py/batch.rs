@@ -1,7 +1,7 @@
 //! Many rows: `Table`, and what `Route` does with batches, lines and columns.
 
 use numpy::{
-    Element, PyArray1, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadonlyArray1, PyReadonlyArrayDyn,
+    Element, PyArray1, PyArray2, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadonlyArray1, PyReadonlyArrayDyn,
     PyUntypedArray, PyUntypedArrayMethods,
 };
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use super::route::{shaped, texts};
+use super::watch::hashes;
 use super::{to_py, to_py_in_row, with_entity};
 use crate::answers::{Array, Output, Part};
 use crate::batch::{Batch, Fault};
@@ -18,9 +19,17 @@ use crate::route::{Choice, Route};
 use crate::slice::Slice;
 use crate::table::{Bits, Chosen, Packed, Source, Values};
 
-/// Version and reason of each row, the inputs of each version, and what is wrong with other rows.
-pub type Prepared<'py> =
-    (Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<u8>>, Vec<(usize, Bound<'py, PyTuple>)>, Vec<Py<PyAny>>);
+/// The hashes of entities, where somebody bears witness.
+type Hashes<'py> = Option<Bound<'py, PyArray2<u8>>>;
+
+/// Version, reason and entity of each row, the inputs of each version, and what is wrong with other rows.
+pub type Prepared<'py> = (
+    Bound<'py, PyArray1<i32>>,
+    Bound<'py, PyArray1<u8>>,
+    Hashes<'py>,
+    Vec<(usize, Bound<'py, PyTuple>)>,
+    Vec<Py<PyAny>>,
+);
 
 /// A batch as Python sees it.
 pub fn prepared<'py>(py: Python<'py>, batch: Batch<'_>) -> PyResult<Prepared<'py>> {
@@ -30,7 +39,8 @@ pub fn prepared<'py>(py: Python<'py>, batch: Batch<'_>) -> PyResult<Prepared<'py
     });
     let groups = groups.collect::<PyResult<Vec<_>>>()?;
     let faults = batch.faults.iter().map(|fault| raised(py, fault)).collect();
-    Ok((PyArray1::from_vec(py, batch.versions), PyArray1::from_vec(py, batch.reasons), groups, faults))
+    let entities = if batch.entities.is_empty() { None } else { Some(hashes(py, &batch.entities)?) };
+    Ok((PyArray1::from_vec(py, batch.versions), PyArray1::from_vec(py, batch.reasons), entities, groups, faults))
 }
 
 /// A fault as an exception that is not raised.
@@ -46,23 +56,34 @@ pub fn fault_to_py(fault: &Fault) -> PyErr {
     }
 }
 
-/// Versions and reasons of many entities.
-pub type Routed<'py> = (Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<u8>>);
+/// Versions and reasons of many entities, and their hashes.
+pub type Routed<'py> = (Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<u8>>, Hashes<'py>);
 
 #[derive(Default)]
 struct Choices {
     versions: Vec<i32>,
     reasons: Vec<u8>,
+    entities: Vec<u128>,
+    witnessed: bool,
 }
 
 impl Choices {
-    fn push(&mut self, choice: Choice) {
-        self.versions.push(i32::try_from(choice.version).unwrap_or(crate::batch::NO_VERSION));
-        self.reasons.push(choice.reason as u8);
+    fn route(&mut self, route: &Route, entity: Option<&str>) -> Result<(), Error> {
+        let Choice { version, reason, .. } = route.assign(entity)?;
+        self.versions.push(i32::try_from(version).unwrap_or(crate::batch::NO_VERSION));
+        self.reasons.push(reason as u8);
+        if let Some(hash) = route.entity(entity) {
+            self.witnessed = true;
+            self.entities.resize(self.versions.len() - 1, 0);
+            self.entities.push(hash);
+        }
+        Ok(())
     }
 
-    fn into_py(self, py: Python<'_>) -> Routed<'_> {
-        (PyArray1::from_vec(py, self.versions), PyArray1::from_vec(py, self.reasons))
+    fn into_py(mut self, py: Python<'_>) -> PyResult<Routed<'_>> {
+        self.entities.resize(self.versions.len(), 0);
+        let entities = if self.witnessed { Some(hashes(py, &self.entities)?) } else { None };
+        Ok((PyArray1::from_vec(py, self.versions), PyArray1::from_vec(py, self.reasons), entities))
     }
 }
 
@@ -71,9 +92,9 @@ pub fn assign_each<'py>(py: Python<'py>, route: &Route, ids: &Bound<'py, PyAny>)
     let mut choices = Choices::default();
     if let Ok(count) = ids.extract::<usize>() {
         for _ in 0..count {
-            choices.push(route.assign(None).map_err(to_py)?);
+            choices.route(route, None).map_err(to_py)?;
         }
-        return Ok(choices.into_py(py));
+        return choices.into_py(py);
     }
     if let Ok(signed) = ids.extract::<PyReadonlyArray1<'py, i64>>() {
         return assign_integers(py, route, signed.as_slice()?);
@@ -83,14 +104,14 @@ pub fn assign_each<'py>(py: Python<'py>, route: &Route, ids: &Bound<'py, PyAny>)
     }
     for (row, id) in ids.try_iter()?.enumerate() {
         let id = id?;
-        let choice = if id.is_none() {
-            route.assign(None)
+        let routed = if id.is_none() {
+            choices.route(route, None)
         } else {
-            with_entity(&id, |id| route.assign(Some(id))).and_then(|choice| choice)
+            with_entity(&id, |id| choices.route(route, Some(id))).and_then(|routed| routed)
         };
-        choices.push(choice.map_err(|error| to_py_in_row(&error, row))?);
+        routed.map_err(|error| to_py_in_row(&error, row))?;
     }
-    Ok(choices.into_py(py))
+    choices.into_py(py)
 }
 
 fn assign_integers<'py, I: itoa::Integer + Copy + Sync>(
@@ -101,11 +122,11 @@ fn assign_integers<'py, I: itoa::Integer + Copy + Sync>(
     let choices = py.detach(|| {
         let (mut digits, mut choices) = (itoa::Buffer::new(), Choices::default());
         for id in ids {
-            choices.push(route.assign(Some(digits.format(*id)))?);
+            choices.route(route, Some(digits.format(*id)))?;
         }
         Ok::<_, Error>(choices)
     });
-    choices.map(|choices| choices.into_py(py)).map_err(to_py)
+    choices.map_err(to_py)?.into_py(py)
 }
 
 /// What a column is, besides its buffer: the buffer, that of its text, index of the first value, from one to the next,

@@ -4,6 +4,7 @@ mod assign;
 mod batch;
 mod recorder;
 mod route;
+mod watch;
 
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -24,6 +25,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<batch::Table>()?;
     module.add_class::<route::VersionPlan>()?;
     module.add_class::<route::Route>()?;
+    module.add_class::<watch::Signer>()?;
+    module.add_class::<watch::Watch>()?;
     module.add_function(wrap_pyfunction!(assign::hash_entity, module)?)?;
     module.add_function(wrap_pyfunction!(assign::slot, module)?)
 }

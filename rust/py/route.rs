@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use numpy::ndarray::{Array, ArrayView2};
 use numpy::{
-    PyArray, PyArray1, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadonlyArray1, PyUntypedArray,
-    PyUntypedArrayMethods,
+    PyArray, PyArray1, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2,
+    PyUntypedArray, PyUntypedArrayMethods,
 };
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
@@ -16,15 +16,18 @@ use pyo3::types::{PyBool, PyBytes, PyString, PyTuple};
 
 use super::assign::Split;
 use super::batch;
+use super::watch::{Signer, Watch, entities_of, entity_of};
 use super::{to_py, with_entity};
-use crate::answers::Rows;
+use crate::answers::{Number, Rows};
 use crate::batch::Wishes;
 use crate::columns::{Column, Element};
 use crate::encode::{Answer, Token, half_to_f32};
 use crate::feature::{Description, Scalar};
 use crate::features::{Layout, Schema};
-use crate::route::{Choice, Plan, Reason, Route as Core, Rules};
+use crate::receipt::Score;
+use crate::route::{Choice, Done, Plan, Reason, Route as Core, Rules, Witness, unix_milliseconds};
 use crate::table::Chosen;
+use crate::watch::Kind;
 
 /// The bytes of a request, in one of the forms in which many of them are at hand without another copy.
 #[derive(FromPyObject)]
@@ -51,6 +54,7 @@ type DescriptionTuple<'py> = (String, String, Vec<String>, Option<Bound<'py, PyA
 #[pymethods]
 impl VersionPlan {
     #[new]
+    #[pyo3(signature = (version, layout, dtypes, features, outputs, score = None))]
     fn new(
         py: Python<'_>,
         version: &str,
@@ -58,6 +62,7 @@ impl VersionPlan {
         dtypes: Vec<String>,
         features: Vec<DescriptionTuple<'_>>,
         outputs: Vec<String>,
+        score: Option<usize>,
     ) -> PyResult<Self> {
         let fault = |problem: String| PyValueError::new_err(format!("version {version}: {problem}"));
         let layout = match layout {
@@ -72,7 +77,7 @@ impl VersionPlan {
         let descriptions = features.into_iter().map(describe).collect::<PyResult<Vec<_>>>()?;
         let schema = Schema::new(layout, &elements, &descriptions)
             .map_err(|problem| invalid_model(py, format!("version {version}: {problem}")))?;
-        Ok(Self(Arc::new(Plan { schema, outputs })))
+        Ok(Self(Arc::new(Plan { schema, outputs, score })))
     }
 }
 
@@ -99,8 +104,11 @@ fn scalar(value: &Bound<'_, PyAny>) -> PyResult<Scalar> {
     }
 }
 
-/// A version, which of the bodies it answers, why, and its inputs for them.
-type Group<'py> = (usize, Vec<usize>, Vec<u8>, Bound<'py, PyTuple>);
+/// A version, why it answers, its inputs, and the hash of the entity.
+type Single<'py> = (usize, u8, Bound<'py, PyTuple>, Option<Bound<'py, PyBytes>>);
+
+/// A version, which of the bodies it answers, why, for whom, and its inputs for them.
+type Group<'py> = (usize, Vec<usize>, Vec<u8>, Vec<Option<Bound<'py, PyBytes>>>, Bound<'py, PyTuple>);
 
 /// All that one model needs on the way of a prediction.
 #[pyclass(frozen, module = "turnout._core")]
@@ -110,6 +118,10 @@ pub struct Route(Core);
 impl Route {
     #[new]
     #[allow(clippy::too_many_arguments, reason = "a model has that many facts")]
+    #[pyo3(signature = (
+        model, plans, versions, active, split, arms, overrides, known, signer = None, numbers = Vec::new(),
+        test = (0, 0), watch = None
+    ))]
     fn new(
         model: &str,
         plans: Vec<Option<PyRef<'_, VersionPlan>>>,
@@ -119,6 +131,10 @@ impl Route {
         arms: Vec<usize>,
         overrides: HashMap<String, usize>,
         known: Vec<String>,
+        signer: Option<PyRef<'_, Signer>>,
+        numbers: Vec<u32>,
+        test: (u32, u32),
+        watch: Option<PyRef<'_, Watch>>,
     ) -> PyResult<Self> {
         if plans.len() != versions.len() {
             return Err(PyValueError::new_err("expected a plan (or None) for each version"));
@@ -129,6 +145,10 @@ impl Route {
             split: split.map(|split| split.core()),
             arms,
             overrides: overrides.into_iter().map(|(entity, version)| (entity.into(), version)).collect(),
+            witness: signer.map(|signer| {
+                let watch = watch.map(|watch| Arc::clone(&watch.0));
+                Witness { key: signer.0.clone(), numbers, test, watch }
+            }),
         };
         Core::new(model, versions.into_iter().zip(plans).collect(), rules, &known)
             .map(Self)
@@ -147,17 +167,14 @@ impl Route {
 
     /// Read a request, route it, and pack the features of the version that answers.
     #[pyo3(signature = (body, pinned = None))]
-    fn prepare<'py>(
-        &self,
-        body: &Bound<'py, PyBytes>,
-        pinned: Option<usize>,
-    ) -> PyResult<(usize, u8, Bound<'py, PyTuple>)> {
+    fn prepare<'py>(&self, body: &Bound<'py, PyBytes>, pinned: Option<usize>) -> PyResult<Single<'py>> {
         self.check_index(pinned)?;
         let prepared = self.0.prepare(body.as_bytes(), pinned).map_err(to_py)?;
+        let entity = prepared.entity.map(|entity| PyBytes::new(body.py(), &entity.to_be_bytes()));
         let width = prepared.width;
         let arrays = prepared.columns.into_iter().map(|column| array(body.py(), column, width));
         let inputs = PyTuple::new(body.py(), arrays.collect::<PyResult<Vec<_>>>()?)?;
-        Ok((prepared.choice.version, prepared.choice.reason as u8, inputs))
+        Ok((prepared.choice.version, prepared.choice.reason as u8, inputs, entity))
     }
 
     /// Read a batch, route each row and pack it for its version.
@@ -200,36 +217,95 @@ impl Route {
             let mine = |row: &usize| !bad[*row] && usize::try_from(batch.versions[*row]) == Ok(group.version);
             let rows: Vec<usize> = (0..bodies.len()).filter(mine).collect();
             let reasons = rows.iter().map(|&row| batch.reasons[row]).collect();
+            let entity = |&row: &usize| batch.entities.get(row).filter(|&&entity| entity != 0);
+            let entities =
+                rows.iter().map(|row| entity(row).map(|entity| PyBytes::new(py, &entity.to_be_bytes()))).collect();
             let inputs = group.columns.into_iter().map(|column| shaped(py, column, group.width));
-            Ok((group.version, rows, reasons, PyTuple::new(py, inputs.collect::<PyResult<Vec<_>>>()?)?))
+            Ok((group.version, rows, reasons, entities, PyTuple::new(py, inputs.collect::<PyResult<Vec<_>>>()?)?))
         });
         groups.collect()
     }
 
     /// The JSON answers of a version, one for each row of its outputs.
+    #[pyo3(signature = (version, reasons, outputs, entities = Vec::new(), nanoseconds = Vec::new()))]
     fn encode_each<'py>(
         &self,
         py: Python<'py>,
         version: usize,
         reasons: Vec<u8>,
         outputs: Vec<Bound<'py, PyUntypedArray>>,
+        entities: Vec<Option<Bound<'py, PyBytes>>>,
+        nanoseconds: Vec<u64>,
     ) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+        let milliseconds = unix_milliseconds();
         batch::with_outputs(&outputs, |found| {
             if found.iter().any(|output| output.rows() != reasons.len()) {
                 return Err(PyValueError::new_err("expected a row for each reason"));
             }
             let answers = reasons.iter().enumerate().map(|(row, &reason)| {
-                let reason =
-                    Reason::from_index(usize::from(reason)).ok_or_else(|| PyIndexError::new_err("no such reason"))?;
-                let mut answer =
-                    self.0.answer(version, reason).ok_or_else(|| PyIndexError::new_err("no such version"))?;
+                let entity = entities.get(row).and_then(Option::as_ref).map(PyBytesMethods::as_bytes);
+                let score = self.0.score_output(version).and_then(|index| found.get(index)?.score(row));
+                let nanoseconds = nanoseconds.get(row).copied().unwrap_or(0);
+                let done = Done {
+                    version,
+                    reason: reason_of(usize::from(reason))?,
+                    entity: entity_of(entity)?,
+                    score,
+                    nanoseconds,
+                };
+                let mut answer = self.0.answer(done, milliseconds).ok_or_else(no_version)?;
                 for output in found {
                     answer.push_row(output, row);
                 }
-                Ok(PyBytes::new(py, &answer.finish().map_err(to_py)?))
+                let bytes = answer.finish().map_err(to_py)?;
+                self.0.see_answer(done, milliseconds);
+                Ok(PyBytes::new(py, &bytes))
             });
             answers.collect()
         })
+    }
+
+    /// Note that a version of a running test failed a request; whether another one answered in its place.
+    #[pyo3(signature = (version, reason, entity, replaced))]
+    fn failed(&self, version: usize, reason: usize, entity: Option<&[u8]>, replaced: bool) -> PyResult<()> {
+        let (reason, entity) = (reason_of(reason)?, entity_of(entity)?);
+        let kind = if replaced { Kind::Replaced } else { Kind::Failed };
+        self.0.see(Done { version, reason, entity, score: None, nanoseconds: 0 }, kind, unix_milliseconds());
+        Ok(())
+    }
+
+    /// The same for rows of a batch; without outputs they failed.
+    #[pyo3(signature = (version, reasons, entities, outputs, replaced = false))]
+    fn see_rows<'py>(
+        &self,
+        version: usize,
+        reasons: PyReadonlyArray1<'py, u8>,
+        entities: Option<PyReadonlyArray2<'py, u8>>,
+        outputs: Option<Vec<Bound<'py, PyUntypedArray>>>,
+        replaced: bool,
+    ) -> PyResult<()> {
+        let milliseconds = unix_milliseconds();
+        let entities = entities_of(entities.as_ref())?;
+        let reasons = reasons.as_slice()?;
+        let rows = |score: &dyn Fn(usize) -> Option<Score>| {
+            for (row, &reason) in reasons.iter().enumerate() {
+                let entity = entities.get(row).copied().filter(|&entity| entity != 0);
+                let reason = reason_of(usize::from(reason))?;
+                let done = Done { version, reason, entity, score: score(row), nanoseconds: 0 };
+                match outputs {
+                    Some(_) => self.0.see_answer(done, milliseconds),
+                    None if replaced => self.0.see(done, Kind::Replaced, milliseconds),
+                    None => self.0.see(done, Kind::Failed, milliseconds),
+                }
+            }
+            Ok(())
+        };
+        match (self.0.score_output(version), &outputs) {
+            (Some(index), Some(found)) => batch::with_outputs(&found[index..=index.min(found.len() - 1)], |found| {
+                rows(&|row| found.first()?.score(row))
+            }),
+            _ => rows(&|_| None),
+        }
     }
 
     /// Versions and reasons for a number of requests without entity, a list of ids, or an array of integers.
@@ -275,13 +351,14 @@ impl Route {
     ) -> PyResult<Bound<'py, PyArray1<u8>>> {
         let (route, index, parts_of) = (&self.0, index.as_slice()?, rows.as_slice()?);
         let bytes = batch::with_parts(py, &parts, |parts| {
-            let rows = Rows { parts: parts_of, reasons: &[] };
+            let rows = Rows { parts: parts_of, reasons: &[], entities: &[] };
             route.encode_batch(&labels, index, rows, parts, errors)
         })?;
         Ok(PyArray1::from_vec(py, bytes))
     }
 
     /// A line of JSON for each row.
+    #[pyo3(signature = (rows, reasons, parts, problems, entities = None))]
     fn encode_lines<'py>(
         &self,
         py: Python<'py>,
@@ -289,27 +366,58 @@ impl Route {
         reasons: PyReadonlyArray1<'py, u8>,
         parts: Vec<batch::PartTuple<'py>>,
         problems: Vec<Bound<'py, PyBytes>>,
+        entities: Option<PyReadonlyArray2<'py, u8>>,
     ) -> PyResult<Bound<'py, PyArray1<u8>>> {
-        let (route, rows) = (&self.0, Rows { parts: rows.as_slice()?, reasons: reasons.as_slice()? });
+        let entities = entities_of(entities.as_ref())?;
+        let rows = Rows { parts: rows.as_slice()?, reasons: reasons.as_slice()?, entities: &entities };
+        let route = &self.0;
         let problems: Vec<&[u8]> = problems.iter().map(PyBytesMethods::as_bytes).collect();
         let bytes = batch::with_parts(py, &parts, |parts| route.encode_lines(rows, parts, &problems))?;
         Ok(PyArray1::from_vec(py, bytes))
     }
 
     /// The JSON answer of a version.
+    #[pyo3(signature = (index, reason, outputs, entity = None, nanoseconds = 0))]
     fn encode<'py>(
         &self,
         py: Python<'py>,
         index: usize,
         reason: usize,
         outputs: Vec<Bound<'py, PyUntypedArray>>,
+        entity: Option<&[u8]>,
+        nanoseconds: u64,
     ) -> PyResult<Bound<'py, PyBytes>> {
-        let reason = Reason::from_index(reason).ok_or_else(|| PyIndexError::new_err("no such reason"))?;
-        let mut answer = self.0.answer(index, reason).ok_or_else(|| PyIndexError::new_err("no such version"))?;
+        let score = self.0.score_output(index).and_then(|place| outputs.get(place)).and_then(score_of);
+        let done = Done { version: index, reason: reason_of(reason)?, entity: entity_of(entity)?, score, nanoseconds };
+        let milliseconds = unix_milliseconds();
+        let mut answer = self.0.answer(done, milliseconds).ok_or_else(no_version)?;
         for output in &outputs {
             push(&mut answer, output)?;
         }
-        Ok(PyBytes::new(py, &answer.finish().map_err(to_py)?))
+        let bytes = answer.finish().map_err(to_py)?;
+        self.0.see_answer(done, milliseconds);
+        Ok(PyBytes::new(py, &bytes))
+    }
+}
+
+fn reason_of(index: usize) -> PyResult<Reason> {
+    Reason::from_index(index).ok_or_else(|| PyIndexError::new_err("no such reason"))
+}
+
+fn no_version() -> PyErr {
+    PyIndexError::new_err("no such version")
+}
+
+/// The score of a single row.
+fn score_of(array: &Bound<'_, PyUntypedArray>) -> Option<Score> {
+    fn read<T: numpy::Element + Number>(array: &Bound<'_, PyUntypedArray>) -> Option<Score> {
+        let typed = array.cast::<PyArrayDyn<T>>().ok()?.try_readonly().ok()?;
+        crate::answers::score_of(typed.as_slice().ok()?)
+    }
+    match (array.dtype().kind(), array.dtype().itemsize()) {
+        (b'f', 4) => read::<f32>(array),
+        (b'f', 8) => read::<f64>(array),
+        _ => None,
     }
 }
 

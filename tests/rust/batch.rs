@@ -40,7 +40,7 @@ fn plan(layout: Layout, names: &[(&str, &str)], outputs: &[&str]) -> Arc<Plan> {
         Layout::Columns => names.iter().map(|(_, kind)| element(kind)).collect(),
     };
     let schema = Schema::new(layout, &elements, &features).unwrap();
-    Arc::new(Plan { schema, outputs: outputs.iter().map(|&name| name.to_owned()).collect() })
+    Arc::new(Plan { schema, outputs: outputs.iter().map(|&name| name.to_owned()).collect(), score: None })
 }
 
 /// Three versions with different features, layouts and outputs; the split has one arm for each.
@@ -57,7 +57,7 @@ fn route(arms: usize) -> Route {
     let weights: BTreeMap<String, f64> = (0..arms).map(|i| (format!("v{}", i + 1), 1.0 / arms as f64)).collect();
     let split = Arc::new(Split::new(&Ledger::start("v1").apply(&weights).unwrap().0, "m/1"));
     let overrides = HashMap::from([("qa".into(), arms - 1)]);
-    let rules = Rules { active: Some(0), split: Some(split), arms: (0..arms).collect(), overrides };
+    let rules = Rules { active: Some(0), split: Some(split), arms: (0..arms).collect(), overrides, witness: None };
     Route::new("m", versions, rules, &known).unwrap()
 }
 
@@ -288,7 +288,7 @@ fn answers_come_back_in_the_order_of_the_rows() {
             Output::new(&[1], Array::Numbers(Slice::F64(&[f64::NAN]))).unwrap(),
         ],
     };
-    let rows = Rows { parts: &[1, 0, -1, 0], reasons: &[1, 1, 1, 4] };
+    let rows = Rows { parts: &[1, 0, -1, 0], reasons: &[1, 1, 1, 4], entities: &[] };
     let parts = [first, third];
     let text = route.encode_batch(&[2, 0], &[0, 1, -1, 1], rows, &parts, b"[7]").unwrap();
     assert_eq!(
@@ -306,6 +306,8 @@ fn answers_come_back_in_the_order_of_the_rows() {
     assert_eq!(lines[2], "{}");
     assert!(lines[3].contains(r#""reason":"random""#) && lines[3].ends_with(r#""outputs":{"score":[0.2]}}"#));
     for wrong in [&[1, 0, 0, 0][..], &[0, 0], &[1, 0, 5, 0]] {
-        assert!(route.encode_batch(&[0], &[0], Rows { parts: wrong, reasons: &[] }, &parts, b"[]").is_err());
+        assert!(
+            route.encode_batch(&[0], &[0], Rows { parts: wrong, reasons: &[], entities: &[] }, &parts, b"[]").is_err()
+        );
     }
 }

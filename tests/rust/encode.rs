@@ -10,9 +10,16 @@ fn envelope(outputs: &[&str]) -> Envelope {
     Envelope::new("chu\"rn", "v1.0", &outputs)
 }
 
+fn begun(envelope: &Envelope) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    envelope.begin(&mut bytes);
+    bytes.extend_from_slice(b"id");
+    bytes
+}
+
 fn one<T: Token>(shape: &[usize], values: &[T]) -> Value {
     let envelope = envelope(&["out"]);
-    let mut answer = envelope.answer(Vec::new(), "test", 7);
+    let mut answer = envelope.answer(begun(&envelope), "test");
     answer.push(shape, values).unwrap();
     let value: Value = serde_json::from_slice(&answer.finish().unwrap()).unwrap();
     value["outputs"]["out"].clone()
@@ -27,13 +34,13 @@ fn text<T: Token>(value: &T) -> String {
 #[test]
 fn an_answer_has_its_five_fields_in_order() {
     let envelope = envelope(&["label", "probabilities"]);
-    let mut answer = envelope.answer(Vec::new(), "test", 0);
+    let mut answer = envelope.answer(begun(&envelope), "test");
     answer.push(&[1], &[1_i64]).unwrap();
     answer.push(&[1, 2], &[0.1_f32, 0.9]).unwrap();
     let bytes = String::from_utf8(answer.finish().unwrap()).unwrap();
     let (before, after) = bytes.split_once("\"prediction_id\":\"").unwrap();
     assert_eq!(before, r#"{"model":"chu\"rn","version":"v1.0","#);
-    assert_eq!(&after[36..], r#"","reason":"test","outputs":{"label":1,"probabilities":[0.1,0.9]}}"#);
+    assert_eq!(&after[2..], r#"","reason":"test","outputs":{"label":1,"probabilities":[0.1,0.9]}}"#);
 }
 
 #[test]
@@ -50,14 +57,14 @@ fn the_batch_dimension_is_dropped_and_the_rest_nested() {
 #[test]
 fn what_is_no_single_row_is_refused_by_name() {
     let envelope = envelope(&["first", "second"]);
-    let mut answer = envelope.answer(Vec::new(), "active", 0);
+    let mut answer = envelope.answer(begun(&envelope), "active");
     let error = answer.push(&[2], &[1_i64, 2]).unwrap_err().to_string();
     assert_eq!(error, r#"output "first": expected one row, found shape [2]"#);
     assert!(answer.push::<f32>(&[1, 1_000_000_000, 0], &[]).is_err());
     assert!(answer.push::<f32>(&[1, usize::MAX, 2], &[]).is_err());
     answer.push(&[1], &[1_i64]).unwrap();
     assert_eq!(answer.finish().unwrap_err().to_string(), r#"output "second": missing; found 1 outputs"#);
-    let mut answer = envelope.answer(Vec::new(), "active", 0);
+    let mut answer = envelope.answer(begun(&envelope), "active");
     answer.push(&[1], &[1_i64]).unwrap();
     answer.push(&[1], &[1_i64]).unwrap();
     assert!(answer.push(&[1], &[1_i64]).is_err());

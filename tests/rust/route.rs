@@ -10,23 +10,28 @@ use turnout_core::error::ErrorKind;
 use turnout_core::feature::Description;
 use turnout_core::features::{Layout, Schema};
 use turnout_core::ledger::{Ledger, Split};
-use turnout_core::route::{Choice, Plan, Reason, Route, Rules};
+use turnout_core::receipt::{Key, Receipt, Score};
+use turnout_core::route::{Choice, Done, Plan, Reason, Route, Rules, Witness};
+use turnout_core::watch::{Kind, THRESHOLDS, Watch};
 
 fn plan(names: &[&str]) -> Arc<Plan> {
     let describe = |name: &&str| Description { name: (*name).into(), kind: "float".into(), ..Description::default() };
     let features: Vec<_> = names.iter().map(describe).collect();
     let schema = Schema::new(Layout::Matrix, &[Element::F32], &features).unwrap();
-    Arc::new(Plan { schema, outputs: vec!["out".into()] })
+    Arc::new(Plan { schema, outputs: vec!["out".into()], score: None })
 }
 
 /// Two versions that share feature `a`, and a third that takes free tensors.
-fn route(rules: Rules) -> Route {
-    let versions = vec![
+fn versions() -> Vec<(String, Option<Arc<Plan>>)> {
+    vec![
         ("v1".to_owned(), Some(plan(&["a", "b"]))),
         ("v2".to_owned(), Some(plan(&["a", "c"]))),
         ("v3".to_owned(), None),
-    ];
-    Route::new("churn", versions, rules, &["a".into(), "b".into(), "c".into()]).unwrap()
+    ]
+}
+
+fn route(rules: Rules) -> Route {
+    Route::new("churn", versions(), rules, &["a".into(), "b".into(), "c".into()]).unwrap()
 }
 
 fn split() -> Arc<Split> {
@@ -36,7 +41,7 @@ fn split() -> Arc<Split> {
 
 fn tested() -> Route {
     let overrides = HashMap::from([("qa".into(), 1)]);
-    route(Rules { active: Some(0), split: Some(split()), arms: vec![0, 1], overrides })
+    route(Rules { active: Some(0), split: Some(split()), arms: vec![0, 1], overrides, witness: None })
 }
 
 fn choice(version: usize, reason: Reason) -> Choice {
@@ -117,12 +122,44 @@ fn rules_that_leave_the_versions_are_refused() {
     }
 }
 
+fn done(version: usize) -> Done {
+    Done { version, reason: Reason::Test, entity: None, score: None, nanoseconds: 0 }
+}
+
+#[test]
+fn a_signed_answer_says_what_it_was() {
+    let watch = Arc::new(Watch::new(2, [u64::MAX; THRESHOLDS]));
+    let key = Key::new(&[1; 32], "churn");
+    let witness = Witness { key: key.clone(), numbers: vec![4, 9, 11], test: (3, 2), watch: Some(Arc::clone(&watch)) };
+    let rules = Rules { split: Some(split()), arms: vec![0, 1], witness: Some(witness), ..Rules::default() };
+    let route = route(rules);
+    let body = br#"{"entity_id": "user-123", "features": {"a": 1, "b": 2, "c": 3}}"#;
+    let prepared = route.prepare(body, None).unwrap();
+    assert_eq!(prepared.entity, Some(key.entity(b"user-123")));
+    let score = Some(Score { value: 0.75, class: 1 });
+    let done = Done { entity: prepared.entity, score, ..done(prepared.choice.version) };
+    let mut answer = route.answer(done, 1_790_000_000_000).unwrap();
+    answer.push(&[1], &[1_i64]).unwrap();
+    let bytes = answer.finish().unwrap();
+    let value: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+    let receipt = Receipt::read(value["prediction_id"].as_str().unwrap().as_bytes(), &key).unwrap();
+    assert_eq!(receipt.version, [4, 9][done.version]);
+    assert_eq!((receipt.test, receipt.revision, receipt.milliseconds), (3, 2, 1_790_000_000_000));
+    assert_eq!((receipt.entity, receipt.score, receipt.reason), (done.entity, score, Reason::Test));
+
+    route.see_answer(done, 1);
+    route.see_answer(Done { score: Some(Score { value: f32::NAN, class: 0 }), ..done }, 2);
+    route.see(Done { reason: Reason::Pinned, ..done }, Kind::Failed, 3);
+    let kinds: Vec<_> = watch.drain().entries.iter().map(|entry| entry.kind).collect();
+    assert_eq!(kinds, [Kind::Answered, Kind::Invalid]);
+}
+
 #[test]
 fn prediction_ids_differ() {
     let tested = tested();
     let ids: std::collections::HashSet<Vec<u8>> = (0..1000)
         .map(|_| {
-            let mut answer = tested.answer(0, Reason::Test).unwrap();
+            let mut answer = tested.answer(done(0), 1).unwrap();
             answer.push(&[1], &[1_i64]).unwrap();
             answer.finish().unwrap()
         })

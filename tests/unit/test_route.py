@@ -34,7 +34,8 @@ def half_split() -> _core.Split:
 
 
 def test_a_row_becomes_a_matrix_of_one_row():
-    index, reason, (matrix,) = route().prepare(b'{"features": {"b": 2.5, "a": -1}}')
+    index, reason, (matrix,), entity = route().prepare(b'{"features": {"b": 2.5, "a": -1}}')
+    assert entity is None
     assert (index, REASONS[reason]) == (0, "active")
     assert (matrix.dtype, matrix.shape, matrix.flags.c_contiguous) == (np.float32, (1, 2), True)
     assert matrix.tolist() == [[-1.0, 2.5]]
