@@ -94,6 +94,25 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         20, "How long a stopping worker may finish its requests before it is killed."
     )
     flush_seconds: Seconds = setting(0.5, "How often a worker publishes its statistics.")
+    exposure_seconds: Annotated[float, Meta(gt=0, le=0.25)] = setting(
+        0.2, "How often a process writes down what the arms of running tests did; what a crash can lose."
+    )
+    controller: bool = setting(
+        True, "Whether the workers follow the plans of running tests, one of them at a time."
+    )
+    controller_seconds: Annotated[float, Meta(gt=0, le=0.25)] = setting(
+        0.1, "How often the controller looks at the guardrails of running tests."
+    )
+    outcome_days: Annotated[float, Meta(gt=0)] = setting(
+        180.0, "How long single outcomes are kept. Counts of tests are kept as long as the test."
+    )
+    exposure_days: Annotated[float, Meta(gt=0)] = setting(
+        180.0, "How long after the end of a test its single exposures are kept."
+    )
+    webhook_secret: str = setting(
+        "",
+        "Signs webhooks: 24 to 64 bytes in base64, with or without `whsec_`; by default one of the data directory.",
+    )
     map_size: Positive = setting(256 * 1024**2, "First size of a database's memory map; it grows by itself.")
     log_level: Literal["debug", "info", "warning", "error"] = setting(
         "info", "The least severe event that is logged."

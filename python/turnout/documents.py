@@ -14,6 +14,7 @@ from turnout._core import Ledger
 from turnout.artifacts import GRAPH, artifact_of, relative
 from turnout.domain import Artifact, Deployment, LedgerRevision, Model, Test, Version, check_name
 from turnout.errors import InvalidDocument, TurnoutError
+from turnout.plans import check_metrics, check_plan
 from turnout.records import MAX_NUMBER, Records, test_number
 from turnout.router import ModelRecord
 from turnout.transitions import (
@@ -137,6 +138,7 @@ def check(document: ModelDocument) -> None:
         len(set(former)) == len(former) <= KEPT_FORMER + 1, "formerly active versions are at most two others"
     )
     _demand(1 <= head.revision <= MAX_NUMBER, f"revision {head.revision} of the head cannot be")
+    check_metrics(head.metrics)
     _check_overrides(document)
     _check_times(document)
     _check_deployments(document)
@@ -213,6 +215,11 @@ def _check_tests(document: ModelDocument, labels: set[str]) -> None:
         _check_weights(ledger)
     last = {ledger.test_id: ledger for ledger in document.ledgers}
     for test in document.tests:
+        if test.plan is not None:
+            plan = check_plan(test.plan, head.metrics)
+            _demand(test.step < max(1, len(plan.steps)), f"test {test.id} is past the steps of its plan")
+            arms = {test.baseline, test.candidate} <= set(test.weights)
+            _demand(arms, f"baseline or candidate of test {test.id} is no arm of it")
         check_text("the salt of a test", test.salt, MAX_SALT_BYTES)
         _demand(test.model == head.name, f"test {test.id} is of model {test.model!r}")
         _demand(

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from turnout.errors import InvalidName
+from turnout.plans import Metric, Plan
 
 FeatureType = Literal["float", "int", "bool", "category", "string"]
 Layout = Literal["matrix", "columns", "tensors"]
@@ -29,10 +30,12 @@ PATH_WORDS = frozenset(
         "compare",
         "distribution",
         "history",
+        "metrics",
         "overrides",
         "predict",
         "promote",
         "rollback",
+        "shadow",
         "test",
         "tests",
         "versions",
@@ -160,6 +163,7 @@ class Model(msgspec.Struct, frozen=True):
     tests_started: int = 0
     versions_registered: int = 0
     overrides: int = 0
+    metrics: tuple[Metric, ...] = ()
 
 
 class Arm(msgspec.Struct, frozen=True):
@@ -171,7 +175,12 @@ class Arm(msgspec.Struct, frozen=True):
 
 
 class Test(msgspec.Struct, frozen=True):
-    """A split between versions of one model. `revision` counts its ramp steps, from 1; arms are in bytewise order."""
+    """A split between versions of one model. `revision` counts its ramp steps, from 1; arms are in bytewise order.
+
+    `baseline` is the arm that the others are compared with. With a `plan`, `step` is the one that it is at, counted from
+    0, and `since` when that began, on a clock that does not jump. `thresholds` are the latencies of the baseline, in
+    seconds, above which an answer is slow (its p50, p75, p90, p95, p99 and p99.9 before).
+    """
 
     __test__ = False  # pytest would collect a class of this name
 
@@ -185,6 +194,14 @@ class Test(msgspec.Struct, frozen=True):
     changed_at: datetime
     ended_at: datetime | None = None
     winner: str | None = None
+    baseline: str | None = None
+    candidate: str | None = None
+    plan: Plan | None = None
+    step: int = 0
+    since: float = 0.0
+    paused: bool = False
+    approved: bool = False
+    thresholds: tuple[float, ...] = ()
 
     @property
     def weights(self) -> dict[str, float]:

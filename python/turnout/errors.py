@@ -5,7 +5,11 @@ TurnoutError                    500 internal
 │   ├── InvalidName             400 invalid_name
 │   ├── InvalidSplit            400 invalid_split
 │   ├── InvalidFeatures         400 invalid_features
-│   └── InvalidDocument         400 invalid_document
+│   ├── InvalidDocument         400 invalid_document
+│   ├── InvalidMetric           400 invalid_metric
+│   ├── InvalidPlan             400 invalid_plan
+│   ├── InvalidOutcome          400 invalid_outcome
+│   └── InvalidReceipt          400 invalid_receipt
 ├── NotFound                    404 not_found
 │   ├── ModelNotFound           404 model_not_found
 │   ├── VersionNotFound         404 version_not_found
@@ -86,6 +90,30 @@ class InvalidDocument(InvalidRequest):
     """An import document or archive that is not one of ours."""
 
     code = "invalid_document"
+
+
+class InvalidMetric(InvalidRequest):
+    """A metric that cannot be declared, or that is not declared."""
+
+    code = "invalid_metric"
+
+
+class InvalidPlan(InvalidRequest):
+    """A plan that cannot be followed."""
+
+    code = "invalid_plan"
+
+
+class InvalidOutcome(InvalidRequest):
+    """An outcome whose value does not fit its metric, or whose time cannot be."""
+
+    code = "invalid_outcome"
+
+
+class InvalidReceipt(InvalidRequest):
+    """A prediction id that was not signed here: forged, altered, or of another model or data directory."""
+
+    code = "invalid_receipt"
 
 
 class NotFound(TurnoutError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from turnout.affinity import aside, roam
@@ -16,7 +16,7 @@ from turnout.errors import StorageError, TurnoutError, VersionNotLoaded
 from turnout.forks import ForkLock
 from turnout.log import log
 from turnout.registry import Registry
-from turnout.router import EMPTY, Lane, Serving, Snapshot, plan_of
+from turnout.router import EMPTY, Lane, ModelRecord, Serving, Snapshot, Witness, plan_of
 from turnout.sessions import Sessions, key_of
 
 RETRY_SECONDS = 1.0
@@ -39,7 +39,15 @@ class Live:
     loaded. A lazy one (a notebook) switches at once and loads a version when it is first needed.
     """
 
-    def __init__(self, registry: Registry, artifacts: Artifacts, settings: Settings, *, eager: bool) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        artifacts: Artifacts,
+        settings: Settings,
+        witness: Callable[[ModelRecord], Witness],
+        *,
+        eager: bool,
+    ) -> None:
         self._registry = registry
         self._artifacts = artifacts
         self._engine = Engine(
@@ -49,6 +57,7 @@ class Live:
             settings.inline_seconds,
             batches=eager,
         )
+        self._witness = witness
         self._eager = eager
         self._intra_op_threads = settings.intra_op_threads
         self.sessions = Sessions(self._load, on_demand=settings.on_demand_versions)
@@ -245,7 +254,7 @@ class Live:
         unreadable = dict(fresh.unreadable)
         for record in fresh.records:
             try:
-                models[record.model.name] = Serving(record, plan_of, key_of)
+                models[record.model.name] = Serving(record, plan_of, key_of, self._witness(record))
             except UNFIT as error:
                 unreadable[record.model.name] = repr(error)
         for name in unreadable.keys() - self.latest.unreadable.keys():

@@ -21,11 +21,13 @@ from turnout.domain import (
     LedgerRevision,
     Model,
     Test,
+    TestStatus,
     Version,
     check_name,
 )
 from turnout.errors import Conflict, StorageError, VersionNotFound
 from turnout.log import log
+from turnout.plans import Metric, Plan, check_plan
 from turnout.records import Author, Committed, Records
 from turnout.router import ModelRecord
 from turnout.store import Store
@@ -33,6 +35,8 @@ from turnout.transitions import (
     MAX_OVERRIDE_ID_BYTES,
     MAX_OVERRIDES,
     MAX_SALT_BYTES,
+    Ramp,
+    check_counted,
     check_revision,
     check_text,
     check_unused,
@@ -40,9 +44,12 @@ from turnout.transitions import (
     deploy,
     end_test,
     existing,
+    later,
     normal,
+    planned,
     running,
     same,
+    shares_of,
     start_test,
     step_test,
 )
@@ -281,11 +288,18 @@ class Registry:
     # --- tests --------------------------------------------------------------------------------------------------
 
     def configure_test(
-        self, model: str, weights: dict[str, float], salt: str | None, author: Author
+        self,
+        model: str,
+        weights: dict[str, float],
+        salt: str | None,
+        author: Author,
+        plan: Plan | None = None,
+        since: float = 0.0,
     ) -> Committed:
         """Start a test, or give the running one new weights: same id, same salt, the fewest slots moved.
 
-        Raises InvalidSplit for weights that are no split, VersionNotFound for an arm that is not registered,
+        With a plan the weights only name the arms: it begins with its first step, at `since`.
+        Raises InvalidPlan for one that does not fit the model's metrics or the arms, InvalidSplit for weights that are no split, VersionNotFound for an arm that is not registered,
         Conflict for another salt than the running test has.
         """
         if salt is not None:
@@ -297,19 +311,128 @@ class Registry:
             for label in weights:
                 existing(r, model, label)
             running = r.running(head)
+            split, ramp = weights, None
+            if plan is not None:
+                baseline = None if running is None else running.baseline
+                candidate, split = planned(head, weights, check_plan(plan, head.metrics), baseline)
+                ramp = Ramp(plan, candidate, since)
             if running is None:
-                after, test, runs = start_test(head, weights, salt)
+                after, test, runs = start_test(head, split, salt, ramp)
             else:
-                after, test, runs = step_test(r, head, running, weights, salt)
+                after, test, runs = step_test(r, head, running, split, salt, ramp)
             r.put_test(test)
             r.put_ledger(model, LedgerRevision(test.id, test.revision, test.changed_at, test.weights, runs))
             facts = {"test": test.id, "weights": test.weights}
+            if plan is not None:
+                facts["plan"] = msgspec.to_builtins(plan)
             was = {} if running is None else {"test": running.id, "weights": running.weights}
             return r.commit("configure_test", author, head, after, test, before=was, facts=facts)
 
         return self._change(change)
 
-    def promote(self, model: str, label: str, author: Author) -> Committed:
+    def advance(
+        self,
+        model: str,
+        author: Author,
+        *,
+        step: int,
+        since: float,
+        weights: dict[str, float] | None = None,
+        evidence: Mapping[str, Any] | None = None,
+        action: str = "advance",
+    ) -> Committed:
+        """Take a planned test to a step, at `since`. Raises TestNotFound, Conflict where there is no such step."""
+
+        def change(r: Records) -> Committed:
+            head = r.model(model)
+            check_revision(head, author)
+            test, plan = self._planned(r, head)
+            if plan.allocation is None and not 0 <= step < len(plan.steps):
+                raise Conflict(
+                    f"the plan of model {model} has {len(plan.steps)} steps; it is at the last one"
+                )
+            split = weights or shares_of(plan, step, str(test.baseline), str(test.candidate))
+            after, moved, runs = step_test(r, head, test, split, None, Ramp(plan, str(test.candidate), since))
+            moved = replace(moved, step=step)
+            r.put_test(moved)
+            r.put_ledger(
+                model, LedgerRevision(moved.id, moved.revision, moved.changed_at, moved.weights, runs)
+            )
+            facts = {
+                "test": test.id,
+                "step": step,
+                "weights": moved.weights,
+                "evidence": dict(evidence or {}),
+            }
+            was = {"test": test.id, "step": test.step, "weights": test.weights}
+            return r.commit(action, author, head, after, moved, label=test.candidate, before=was, facts=facts)
+
+        return self._change(change)
+
+    def mark_test(self, model: str, action: str, author: Author, **fields: Any) -> Committed:  # noqa: ANN401
+        """Pause, resume or approve a planned test: set fields that leave the split as it is."""
+
+        def change(r: Records) -> Committed:
+            head = r.model(model)
+            check_revision(head, author)
+            test, _ = self._planned(r, head)
+            marked = replace(test, **fields)
+            if marked == test:
+                return Committed(test, head, r.generation)
+            r.put_test(marked)
+            return r.commit(action, author, head, head, marked, facts={"test": test.id, **fields})
+
+        return self._change(change)
+
+    def calibrate(self, model: str, thresholds: tuple[float, ...], author: Author) -> Committed:
+        """Count answers above these latencies (seconds) as slow, from a new revision of the running test on."""
+
+        def change(r: Records) -> Committed:
+            head = r.model(model)
+            check_revision(head, author)
+            test = running(r, head)
+            present = r.ledger(model, test.id, test.revision)
+            if present is None:
+                raise StorageError(f"test {test.id} of model {model} has lost its ledger")
+            after = replace(
+                test, thresholds=thresholds, revision=test.revision + 1, changed_at=later(test.changed_at)
+            )
+            r.put_test(after)
+            r.put_ledger(model, replace(present, revision=after.revision, created_at=after.changed_at))
+            facts = {"test": test.id, "thresholds": list(thresholds)}
+            return r.commit("calibrate", author, head, head, after, facts=facts)
+
+        return self._change(change)
+
+    def _planned(self, r: Records, head: Model) -> tuple[Test, Plan]:
+        test = running(r, head)
+        if test.plan is None:
+            raise Conflict(f"test {test.id} of model {head.name} has no plan; configure it with one")
+        return test, test.plan
+
+    def declare_metrics(self, model: str, metrics: tuple[Metric, ...], author: Author) -> Committed:
+        """Set what is measured of a model.
+
+        Raises Conflict for a change to a metric that a running test counts: what it has counted would mean something
+        else then.
+        """
+
+        def change(r: Records) -> Committed:
+            head = r.model(model)
+            check_revision(head, author)
+            if head.metrics == metrics:
+                return Committed(metrics, head, r.generation)
+            test = r.running(head)
+            if test is not None:
+                check_counted(head.metrics, metrics, test)
+            after = replace(head, metrics=metrics)
+            return r.commit("declare_metrics", author, head, after, metrics)
+
+        return self._change(change)
+
+    def promote(
+        self, model: str, label: str, author: Author, evidence: Mapping[str, Any] | None = None
+    ) -> Committed:
         """End the running test and activate one of its arms. Raises TestNotFound; VersionNotFound for no arm."""
 
         def change(r: Records) -> Committed:
@@ -320,19 +443,28 @@ class Registry:
                     f"Version {label} is no arm of the running test {test.id} of model {model}"
                 )
             after = deploy(r, end_test(r, head, "promoted", label), label, "promote", author)
-            return r.commit("promote", author, head, after, version, label=label, facts={"test": test.id})
+            facts = {"test": test.id, **({} if evidence is None else {"evidence": dict(evidence)})}
+            return r.commit("promote", author, head, after, version, label=label, facts=facts)
 
         return self._change(change)
 
-    def stop_test(self, model: str, author: Author) -> Committed:
+    def stop_test(
+        self,
+        model: str,
+        author: Author,
+        status: TestStatus = "stopped",
+        evidence: Mapping[str, Any] | None = None,
+    ) -> Committed:
         """End the running test; the active version takes all traffic. Raises TestNotFound."""
 
         def change(r: Records) -> Committed:
             head = r.model(model)
             check_revision(head, author)
             test = running(r, head)
-            after = end_test(r, head, "stopped")
-            return r.commit("stop_test", author, head, after, r.test(model, test.id), facts={"test": test.id})
+            after = end_test(r, head, status)
+            action = "stop_test" if status == "stopped" else "roll_back"
+            facts = {"test": test.id, **({} if evidence is None else {"evidence": dict(evidence)})}
+            return r.commit(action, author, head, after, r.test(model, test.id), facts=facts)
 
         return self._change(change)
 

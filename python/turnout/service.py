@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import getpass
 import os
 import threading
@@ -42,16 +43,30 @@ from turnout.domain import (
     check_name,
     utc_now,
 )
-from turnout.errors import InvalidDocument, InvalidModel, InvalidRequest, InvalidSplit, NotReady
+from turnout.errors import (
+    InvalidDocument,
+    InvalidMetric,
+    InvalidModel,
+    InvalidRequest,
+    InvalidSplit,
+    NotReady,
+    TestNotFound,
+)
+from turnout.experiment.desk import Desk
+from turnout.experiment.outcomes import Attributed, Outcome
+from turnout.experiment.receipts import Receipt
+from turnout.experiment.results import Results, VersionQuality
+from turnout.experiment.webhooks import check_url
 from turnout.external import external_files
 from turnout.live import Live
 from turnout.log import log
 from turnout.plain import plain, to_json
+from turnout.plans import Metric, Plan, check_metrics, check_plan
 from turnout.prediction import Predictor
 from turnout.probe import Probe, features_for, probe_file
 from turnout.records import Author, Committed
 from turnout.registry import Registry
-from turnout.router import Ids, check_entity, plan_of
+from turnout.router import Ids, ModelRecord, Snapshot, Witness, check_entity, plan_of
 from turnout.runtime import Runtime
 from turnout.telemetry import Merged, Telemetry, fold, prometheus
 from turnout.worker import Worker
@@ -86,7 +101,8 @@ class Turnout:
         self.artifacts = Artifacts(self.data)
         self.runtime = Runtime(self.data, self.registry.beacon, map_size=settings.map_size, fold=fold)
         self.telemetry = Telemetry()
-        self.live = Live(self.registry, self.artifacts, settings, eager=server)
+        self.desk = Desk(self.data, self)
+        self.live = Live(self.registry, self.artifacts, settings, self._witness, eager=server)
         self.predictor = Predictor(self.live, self.telemetry, fallback=settings.fallback)
         self.predict_bytes = self.predictor.predict_bytes
         self.batches = BatchPredictor(
@@ -120,6 +136,7 @@ class Turnout:
         if self._worker is not None:
             self._worker.stop()
         self.live.sessions.clear()
+        self.desk.close()
         self.runtime.close()
         self.artifacts.close()
         self.registry.close()
@@ -223,6 +240,7 @@ class Turnout:
         """
         author = self._author(actor, reason, revision)
         target = [version] if version is not None else list(self.registry.model(model).former[:1])
+        self._keep(model)
         return self._commit(lambda: self.registry.rollback(model, version, author), model, target)
 
     def delete_version(
@@ -279,19 +297,152 @@ class Turnout:
         weights: Mapping[str, float],
         salt: str | None = None,
         *,
+        plan: Plan | Mapping[str, Any] | None = None,
         actor: str | None = None,
         reason: str = "",
         revision: int | None = None,
     ) -> Test:
         """Start a test, or move a running one to new weights with the fewest entities changing their arm.
 
-        Raises InvalidSplit unless the weights are at least 0 and sum to 1 within 0.001.
+        With a `plan` the test goes on by itself: the weights name its arms, the active version and one other, and it
+        begins with the shares of its first step. New weights without a plan on a test that has one pause the plan.
+
+        Raises InvalidSplit unless the weights are at least 0 and sum to 1 within 0.001; InvalidPlan.
         """
         author = self._author(actor, reason, revision)
         split = _weights(weights)
+        checked = None
+        if plan is not None:
+            checked = check_plan(plan, self.registry.model(model).metrics)
+            for url in checked.webhooks:
+                check_url(url)
+        since = self.desk.clock.now()
         return self._commit(
-            lambda: self.registry.configure_test(model, split, salt, author), model, list(split)
+            lambda: self.registry.configure_test(model, split, salt, author, checked, since),
+            model,
+            list(split),
         )
+
+    def pause_test(
+        self, model: str, *, actor: str | None = None, reason: str = "", revision: int | None = None
+    ) -> Test:
+        """Keep a planned test at its step until it is resumed; guardrails go on to be watched."""
+        return self._mark(model, "pause", actor, reason, revision, paused=True)
+
+    def resume_test(
+        self, model: str, *, actor: str | None = None, reason: str = "", revision: int | None = None
+    ) -> Test:
+        """Let a paused test go on; the dwell time of its step begins anew."""
+        since = self.desk.clock.now()
+        return self._mark(model, "resume", actor, reason, revision, paused=False, since=since)
+
+    def approve_step(
+        self, model: str, *, actor: str | None = None, reason: str = "", revision: int | None = None
+    ) -> Test:
+        """Say that a planned test may leave its step once all else allows it."""
+        return self._mark(model, "approve", actor, reason, revision, approved=True)
+
+    def skip_step(
+        self, model: str, *, actor: str | None = None, reason: str = "", revision: int | None = None
+    ) -> Test:
+        """Take a planned test to its next step now, whatever it still waits for."""
+        author = self._author(actor, reason, revision)
+        head = self.registry.model(model)
+        test = self.registry.test(model)
+        if test is None:
+            raise TestNotFound(f"no test runs on model {model}")
+        if author.revision is None:
+            author = author._replace(revision=head.revision)
+        step, since = test.step + 1, self.desk.clock.now()
+        skipped = self._commit(
+            lambda: self.registry.advance(model, author, step=step, since=since, action="skip"),
+            model,
+            list(test.weights),
+        )
+        self._tell(skipped, "skip", author)
+        return skipped
+
+    def _mark(
+        self, model: str, action: str, actor: str | None, reason: str, revision: int | None, **fields: Any
+    ) -> Test:
+        author = self._author(actor, reason, revision)
+        marked = self._commit(lambda: self.registry.mark_test(model, action, author, **fields))
+        self._tell(marked, action, author)
+        return marked
+
+    def _tell(self, test: Test, action: str, author: Author) -> None:
+        self.desk.tell(test, action, author, {}, self.registry.generation())
+
+    # --- what became of it --------------------------------------------------------------------------------------
+
+    def declare_metrics(
+        self,
+        model: str,
+        metrics: Sequence[Metric | Mapping[str, Any]],
+        *,
+        actor: str | None = None,
+        reason: str = "",
+        revision: int | None = None,
+    ) -> tuple[Metric, ...]:
+        """Say what is measured of a model; replaces what was said before.
+
+        Raises InvalidMetric; Conflict for a change to what a running test counts.
+        """
+        author = self._author(actor, reason, revision)
+        if isinstance(metrics, Mapping | str):
+            raise InvalidMetric(f"expected a list of metrics, found {type(metrics).__name__}")
+        declared = check_metrics(metrics)
+        return self._commit(lambda: self.registry.declare_metrics(model, declared, author))
+
+    def declared_metrics(self, model: str) -> tuple[Metric, ...]:
+        """What is measured of a model."""
+        return self.registry.model(model).metrics
+
+    def record_outcomes(self, outcomes: Iterable[Outcome | Mapping[str, Any]]) -> list[Attributed]:
+        """Store what was observed, at most 10,000 at once; durable when this returns. What became of each of them.
+
+        Bad ones do not hold up the others: they are `invalid`, with a `detail` that says what would be accepted.
+        """
+        if isinstance(outcomes, Mapping | str | bytes | Outcome):
+            raise InvalidRequest(f"expected a list of outcomes, found {type(outcomes).__name__}")
+        return self.desk.outcomes.record(list(outcomes))
+
+    def results(self, model: str, test_id: str | None = None, *, alpha: float = 0.05) -> Results:
+        """What a test has shown, what is recommended, and why: the running one, else the last, or that of an id.
+
+        `alpha` is the rate of false alarms of each interval and p-value. Raises TestNotFound.
+        """
+        return self.desk.results(model, test_id, alpha=alpha)
+
+    def live_quality(self, model: str) -> list[VersionQuality]:
+        """What labels say of each version, in tests and outside of them, beside its offline metrics."""
+        return self.desk.quality(model)
+
+    def read_receipt(self, model: str, prediction_id: str) -> Receipt:
+        """What a prediction id says of its prediction. Raises InvalidReceipt for one that was not given here."""
+        return self.desk.signers.read(model, prediction_id)
+
+    def forget_entity(self, entity_id: str | int) -> int:
+        """Remove the exposures and outcomes of one entity everywhere; how many records that were. Counts stay."""
+        names = [head.name for head in self.registry.models()]
+        return self.desk.forget(check_entity(entity_id), names)
+
+    def webhook_secret(self) -> str:
+        """What receivers check the signatures of webhooks with."""
+        return "whsec_" + base64.b64encode(self.desk.webhook_secret()).decode()
+
+    def _witness(self, record: ModelRecord) -> Witness:
+        if record.test is not None:
+            self.desk.watch()
+        return self.desk.exposures.witness(record)
+
+    def current(self) -> Snapshot:
+        """The models as this process serves them."""
+        return self.live.current()
+
+    def commit_change(self, write: Callable[[], Committed]) -> Any:  # noqa: ANN401
+        """Make a change of which every version is loaded already, and wait until every worker serves it."""
+        return self._commit(write)
 
     def get_test(self, model: str) -> Test | None:
         """The running test, or None."""
@@ -312,6 +463,7 @@ class Turnout:
     ) -> Version:
         """End the test and activate one of its arms."""
         author = self._author(actor, reason, revision)
+        self._keep(model)
         return self._commit(lambda: self.registry.promote(model, version, author), model, [version])
 
     def stop_test(
@@ -319,7 +471,14 @@ class Turnout:
     ) -> Test:
         """End the test; the active version takes all traffic."""
         author = self._author(actor, reason, revision)
+        self._keep(model)
         return self._commit(lambda: self.registry.stop_test(model, author))
+
+    def _keep(self, model: str) -> None:
+        """Keep the latencies of a running test that is about to end."""
+        test = self.registry.test(model)
+        if test is not None:
+            self.desk.keep(test)
 
     def set_override(
         self,
@@ -582,6 +741,7 @@ class Turnout:
         self.live.refresh()
         self._worker = Worker(self.live, self.runtime, self.registry, self.telemetry, self.settings)
         self._worker.start()
+        self.desk.start_controller()
 
     def ready(self) -> bool:
         """Whether this worker serves the present generation and is not about to stop."""

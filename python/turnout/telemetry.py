@@ -145,9 +145,7 @@ class Merged:
 
     def live(self, model: str, version: str) -> LiveStatistics:
         """What a version has answered one by one, whatever the reason."""
-        totals = self._sum(
-            lambda key: key.model == model and key.version == version and key.reason not in {BATCH, QUEUE}
-        )
+        totals = self.of_version(model, version)
         return LiveStatistics(
             requests=totals.requests,
             errors=totals.errors,
@@ -155,6 +153,23 @@ class Merged:
             p50=totals.latency(0.5),
             p95=totals.latency(0.95),
             p99=totals.latency(0.99),
+        )
+
+    def of_version(self, model: str, version: str) -> Totals:
+        """All that a version has answered one by one, whatever the reason."""
+        return self._sum(
+            lambda key: key.model == model and key.version == version and key.reason not in {BATCH, QUEUE}
+        )
+
+    def of_test(self, model: str, test_id: str, version: str) -> Totals:
+        """What a version has answered as an arm of a test, in all of its revisions that are known apart."""
+        return self._sum(
+            lambda key: (
+                key.model == model
+                and key.version == version
+                and key.reason in {"test", "random"}
+                and key.scope.partition("/")[0] == test_id
+            )
         )
 
     def requests(self, model: str, scope: str) -> dict[str, int]:

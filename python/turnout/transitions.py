@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -23,6 +24,7 @@ from turnout.domain import (
 )
 from turnout.errors import (
     Conflict,
+    InvalidPlan,
     InvalidRequest,
     InvalidSplit,
     RevisionConflict,
@@ -32,6 +34,7 @@ from turnout.errors import (
     VersionInUse,
     VersionNotFound,
 )
+from turnout.plans import Metric, Plan
 from turnout.records import Author, Records
 
 KEPT_FORMER = 2
@@ -143,7 +146,50 @@ def end_test(r: Records, head: Model, status: TestStatus, winner: str | None = N
     return replace(head, test_id=None)
 
 
-def start_test(head: Model, weights: dict[str, float], salt: str | None) -> tuple[Model, Test, Runs]:
+class Ramp(NamedTuple):
+    """A plan and where it begins: the arm that is to take over, and the time on a clock that does not jump."""
+
+    plan: Plan
+    candidate: str
+    since: float
+
+
+def planned(
+    head: Model, weights: Mapping[str, float] | None, plan: Plan, baseline: str | None
+) -> tuple[str, dict[str, float]]:
+    """The candidate of a plan, and the shares that it begins with. `weights` name the arms. Raises InvalidPlan."""
+    champion = baseline or head.active
+    if weights is None:
+        raise InvalidPlan("expected two splits, those of the baseline and of the candidate")
+    if champion is None or champion not in weights:
+        raise InvalidPlan(
+            f"a plan compares with the active version, which is {champion or '(none)'}: expected it among the splits "
+            f"{', '.join(weights)}"
+        )
+    others = [arm for arm in weights if arm != champion]
+    if plan.allocation is not None:
+        if not others or len(weights) * plan.allocation.floor > 1:
+            raise InvalidPlan(
+                f"{len(weights)} arms with at least {plan.allocation.floor:g} each: expected two arms or more, and "
+                "floors that sum to at most 1"
+            )
+        return others[0], dict(weights)
+    if len(others) != 1:
+        raise InvalidPlan(
+            f"a ramp has two arms, the active version {champion} and one other, found {len(weights)}"
+        )
+    return others[0], shares_of(plan, 0, champion, others[0])
+
+
+def shares_of(plan: Plan, step: int, baseline: str, candidate: str) -> dict[str, float]:
+    """The weights of a step of a ramp."""
+    share = plan.steps[step].share
+    return {baseline: 1.0 - share, candidate: share}
+
+
+def start_test(
+    head: Model, weights: dict[str, float], salt: str | None, ramp: Ramp | None = None
+) -> tuple[Model, Test, Runs]:
     """A new test: the baseline owns every slot, then the weights are applied."""
     number = head.tests_started + 1
     baseline = head.active if head.active in weights else _heaviest(weights)
@@ -158,12 +204,20 @@ def start_test(head: Model, weights: dict[str, float], salt: str | None) -> tupl
         status="running",
         started_at=now,
         changed_at=now,
+        baseline=baseline,
     )
+    if ramp is not None:
+        test = replace(test, plan=ramp.plan, candidate=ramp.candidate, since=ramp.since)
     return replace(head, test_id=test.id, tests_started=number), test, ledger.runs()
 
 
 def step_test(
-    r: Records, head: Model, test: Test, weights: dict[str, float], salt: str | None
+    r: Records,
+    head: Model,
+    test: Test,
+    weights: dict[str, float],
+    salt: str | None,
+    ramp: Ramp | None = None,
 ) -> tuple[Model, Test, Runs]:
     """The running test with new weights."""
     if salt is not None and salt != test.salt:
@@ -177,14 +231,33 @@ def step_test(
         )
     ledger, _ = Ledger.from_runs(present.runs).apply(weights)
     stepped = replace(
-        test, arms=_arms(ledger, weights), revision=test.revision + 1, changed_at=_after(test.changed_at)
+        test, arms=_arms(ledger, weights), revision=test.revision + 1, changed_at=later(test.changed_at)
     )
+    if ramp is not None:
+        fresh = {"step": 0, "paused": False, "approved": False}
+        stepped = replace(stepped, plan=ramp.plan, candidate=ramp.candidate, since=ramp.since, **fresh)
+    elif stepped.plan is not None and test.weights != stepped.weights:
+        stepped = replace(stepped, paused=True)  # a hand on the wheel: the plan waits until it is resumed
     return head, stepped, ledger.runs()
 
 
-def _after(earlier: datetime) -> datetime:
+def later(earlier: datetime) -> datetime:
     """The present time, or the earlier one where the clock has been set back, so that revisions stay in order."""
     return max(utc_now(), earlier)
+
+
+def check_counted(before: Sequence[Metric], after: Sequence[Metric], test: Test) -> None:
+    """Raise Conflict where a metric that a running test counts would count something else, or no more."""
+    wanted = {metric.name: metric for metric in after}
+    for metric in before:
+        other = wanted.get(metric.name)
+        if other is None or any(
+            getattr(metric, field) != getattr(other, field) for field in ("kind", "window_seconds", "classes")
+        ):
+            raise Conflict(
+                f"test {test.id} counts metric {metric.name!r}: stop it before you change the kind, the window or the "
+                "classes of that metric, or remove it"
+            )
 
 
 def _heaviest(weights: Mapping[str, float]) -> str:

@@ -1,0 +1,243 @@
+"""Advance, hold or roll back: what a plan says at a look at the counts. Pure; the controller acts on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from turnout.domain import Test
+from turnout.experiment.counts import SegmentCounts
+from turnout.experiment.evidence import (
+    EVENTS,
+    MISMATCH_ALPHA,
+    STAGES,
+    Guarded,
+    Pair,
+    guard,
+    mismatch,
+    staged,
+)
+from turnout.plans import BUILT_IN, Guardrail, Metric, Plan, Step, guardrails_of
+
+Action = Literal["advance", "finish", "hold", "roll_back"]
+ENOUGH_FOR_THRESHOLDS = 1000
+
+
+class Decision(NamedTuple):
+    """What to do, why in a sentence, what is still waited for, and the numbers that it rests on."""
+
+    action: Action
+    reason: str
+    waiting_for: tuple[str, ...]
+    evidence: dict[str, Any]
+
+
+def decide(
+    test: Test,
+    metrics: Sequence[Metric],
+    segments: Sequence[SegmentCounts],
+    now: float,
+    errors_of: frozenset[str] = frozenset(),
+) -> Decision:
+    """What to do with a planned test.
+
+    Args:
+        test: the test, with its plan.
+        metrics: what is declared of its model.
+        segments: its counts.
+        now: steady time in seconds, as `test.since`.
+        errors_of: the label metrics whose values are errors, of regressors.
+    """
+    plan, baseline, candidate = test.plan, test.baseline, test.candidate
+    if plan is None or baseline is None or candidate is None:
+        return Decision("hold", "the test has no plan", (), {})
+    pair = Pair(baseline, candidate)
+    guarded = look(test, plan, metrics, segments, pair, errors_of)
+    evidence = _evidence(test, plan, guarded, segments, now)
+    broken = _broken(plan, guarded)
+    if broken is not None:
+        return Decision("roll_back", broken, (), evidence)
+    if test.paused:
+        return Decision("hold", "the test is paused", ("resume",), evidence)
+    if plan.allocation is not None:
+        return Decision("hold", "shares follow what is learnt", (), evidence)
+    step = plan.steps[test.step]
+    waiting = tuple(_waiting(test, plan, step, metrics, segments, pair, guarded, now))
+    last = test.step == len(plan.steps) - 1
+    if waiting:
+        return Decision("hold", f"step {test.step + 1} waits for {waiting[0]}", waiting, evidence)
+    if last and plan.at_end == "hold":
+        return Decision("hold", "the last step is done, and the plan says to hold there", (), evidence)
+    if last:
+        return Decision(
+            "finish",
+            f"{candidate} has taken all {len(plan.steps)} steps without harm beyond the margins",
+            (),
+            evidence,
+        )
+    share = plan.steps[test.step + 1].share
+    return Decision(
+        "advance",
+        f"step {test.step + 1} is done without harm beyond the margins: {candidate} gets {share:.4g} of the traffic",
+        (),
+        evidence,
+    )
+
+
+def look(
+    test: Test,
+    plan: Plan,
+    metrics: Sequence[Metric],
+    segments: Sequence[SegmentCounts],
+    pair: Pair,
+    errors_of: frozenset[str],
+) -> list[Guarded]:
+    """What every guardrail says."""
+    known = {metric.name: metric for metric in metrics}
+    timed = segments if test.thresholds else []
+    return [
+        guard(
+            timed if guardrail.metric == "latency" else segments,
+            pair,
+            guardrail,
+            known.get(guardrail.metric),
+            alpha=plan.alpha,
+            negligible=plan.negligible,
+            tightest_at=plan.tightest_at,
+            error_metric=guardrail.metric in errors_of,
+        )
+        for guardrail in guardrails_of(plan, metrics)
+    ]
+
+
+def _broken(plan: Plan, guarded: Sequence[Guarded]) -> str | None:
+    """Why to roll back, in a sentence: a hard limit, or max over guardrails of pi E >= 1/alpha."""
+    for found in guarded:
+        if found.hard is not None:
+            return f"hard limit: {found.hard}"
+    if not guarded:
+        return None
+    worst = max(guarded, key=lambda found: found.log_e)
+    log_e = worst.log_e - math.log(len(guarded))
+    if log_e < math.log(1 / plan.alpha):
+        return None
+    odds = _number(log_e)
+    return (
+        f"guardrail {worst.guardrail.metric}: worse than the baseline by more than {worst.guardrail.margin or 0:.1%}, with "
+        f"evidence of {odds} to 1 where {1 / plan.alpha:.0f} to 1 is enough ({_counted(worst)})"
+    )
+
+
+def _counted(found: Guarded) -> str:
+    if found.events:
+        return ", ".join(
+            f"{arm}: {count} of {found.entities.get(arm, 0)}" for arm, count in found.events.items()
+        )
+    return f"difference {found.estimate:.4g}" if found.estimate is not None else ""
+
+
+def _number(log_e: float) -> str:
+    return f"{math.exp(log_e):,.0f}" if log_e < 20 else f"e^{log_e:.0f}"
+
+
+def _waiting(
+    test: Test,
+    plan: Plan,
+    step: Step,
+    metrics: Sequence[Metric],
+    segments: Sequence[SegmentCounts],
+    pair: Pair,
+    guarded: Sequence[Guarded],
+    now: float,
+) -> list[str]:
+    """What a step still needs, in words."""
+    found: list[str] = []
+    present = [segment for segment in segments if segment.revision == test.revision]
+    seen = 0
+    if not step.shadow:
+        for arm in pair:
+            matured = min((_matured(segment, arm, metrics) for segment in present), default=0)
+            seen += matured
+            if matured < step.min_entities:
+                found.append(f"{step.min_entities - matured} more matured entities of {arm}")
+        if not any(sum(arm.requests) for segment in present for arm in segment.arms.values()):
+            found.append("traffic")
+    left = test.since + step.dwell_seconds - now
+    if left > 0:
+        found.append(
+            f"{left:.0f} more seconds of its dwell time" if left >= 1 else "the end of its dwell time"
+        )
+    if not step.shadow:
+        found += [_unsure(test, guard) for guard in guarded if not guard.excluded]
+        found += list(_mismatched(segments, metrics))
+    if step.approval and not test.approved:
+        found.append("an approval")
+    return found
+
+
+def _unsure(test: Test, found: Guarded) -> str:
+    name = found.guardrail.metric
+    if name == "latency" and not test.thresholds:
+        return f"the latencies of {ENOUGH_FOR_THRESHOLDS} answers of the baseline"
+    return f"harm beyond the margin of guardrail {name} to be excluded"
+
+
+def _mismatched(segments: Sequence[SegmentCounts], metrics: Sequence[Metric]) -> list[str]:
+    primary = next((metric.name for metric in metrics if metric.role == "primary"), None)
+    for stage in STAGES:
+        if stage == "joined" and primary is None:
+            continue
+        if mismatch(segments, stage, primary) >= math.log(1 / MISMATCH_ALPHA):
+            return [f"the sample ratio to be as configured, which it is not among entities {stage}"]
+    return []
+
+
+def _matured(segment: SegmentCounts, arm: str, metrics: Sequence[Metric]) -> int:
+    """Entities of an arm that every metric with a say has observed for its whole window."""
+    counts = segment.arms.get(arm)
+    if counts is None:
+        return 0
+    wanted = [metric for metric in metrics if metric.role != "secondary"]
+    if not wanted:
+        return counts.answered + counts.anonymous
+    return min(counts.metrics[metric.name].n if metric.name in counts.metrics else 0 for metric in wanted)
+
+
+def _evidence(
+    test: Test, plan: Plan, guarded: Sequence[Guarded], segments: Sequence[SegmentCounts], now: float
+) -> dict[str, Any]:
+    """The numbers that a decision rests on, as plain data for the audit log."""
+    return {
+        "step": test.step,
+        "revision": test.revision,
+        "alpha": plan.alpha,
+        "dwelt_seconds": round(now - test.since, 3),
+        "guardrails": [
+            {
+                "metric": found.guardrail.metric,
+                "margin": found.guardrail.margin,
+                "log_e": round(found.log_e, 6) if math.isfinite(found.log_e) else None,
+                "harm_excluded": found.excluded,
+                "events": found.events,
+                "entities": found.entities,
+                "difference": found.estimate,
+                "hard_limit_broken": found.hard is not None,
+            }
+            for found in guarded
+        ],
+        "segments": [
+            {
+                "revision": segment.revision,
+                "shares": segment.shares,
+                "assigned": {arm: staged(counts, "assigned") for arm, counts in segment.arms.items()},
+                "requests": {arm: counts.requests for arm, counts in segment.arms.items()},
+            }
+            for segment in segments[-5:]
+        ],
+    }
+
+
+def default_guardrails() -> tuple[Guardrail, ...]:
+    """What results show of bad events where no plan says more: each built-in, with a margin of 10 %."""
+    return tuple(Guardrail(name, margin=0.1) for name in BUILT_IN if name in EVENTS)

@@ -1,0 +1,327 @@
+"""The experiments of a data directory, wired: what is seen, what is reported, what is decided. Knows no HTTP."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+from turnout.config import Settings
+from turnout.domain import Test, utc_now
+from turnout.errors import InvalidRequest, TestNotFound, TurnoutError
+from turnout.experiment.clock import Clock
+from turnout.experiment.controller import Controller, Leadership
+from turnout.experiment.counts import TestCounts
+from turnout.experiment.events import Events
+from turnout.experiment.exposures import Exposures, Flusher
+from turnout.experiment.labels import scheme_of
+from turnout.experiment.outcomes import Known, Outcomes
+from turnout.experiment.receipts import Signers
+from turnout.experiment.report import ALPHA, Facts, point_of, quality_of, results_of
+from turnout.experiment.results import Results, VersionQuality
+from turnout.experiment.statistics.quality import LabelCounts, merge
+from turnout.experiment.webhooks import Webhooks
+from turnout.log import log
+from turnout.records import Author, Committed
+from turnout.registry import Registry
+from turnout.router import ModelRecord, Snapshot
+from turnout.telemetry import Merged
+
+GRACE_MS = 500
+"""How long after its window an exposure matures: by then what other workers have seen is written down."""
+THRESHOLD_QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
+HOOK_SECONDS = 5.0
+
+
+class Host(Protocol):
+    """What experiments need of the service that they are a part of."""
+
+    settings: Settings
+    registry: Registry
+
+    def statistics(self) -> Merged:
+        """The statistics of all workers."""
+        ...
+
+    def current(self) -> Snapshot:
+        """The models as they are served."""
+        ...
+
+    def commit_change(self, write: Callable[[], Committed]) -> Any:  # noqa: ANN401
+        """Make a change and wait until all workers serve it."""
+        ...
+
+
+class Desk:
+    """Everything about experiments in one process.
+
+    Args:
+        data: the data directory.
+        host: the service.
+    """
+
+    def __init__(self, data: Path, host: Host) -> None:
+        settings = host.settings
+        self._host = host
+        self._data = data
+        self._registry = host.registry
+        self.signers = Signers(data)
+        self.events = Events(data, map_size=settings.map_size)
+        self.clock = Clock(self.events.anchor)
+        self.exposures = Exposures(self.events, self.signers, self._seen)
+        self.outcomes = Outcomes(self.events, self.signers, self._known, self.exposures.flush)
+        self._flusher = Flusher("turnout-exposures", settings.exposure_seconds, self._flush)
+        self._flushing = False
+        self._controller: Controller | None = None
+        self._hooks: dict[tuple[str, ...], Webhooks] = {}
+
+    def start_controller(self) -> None:
+        """Follow plans in this process, whenever no other one does."""
+        if self._host.settings.controller:
+            self._controller = Controller(
+                self, Leadership(self._data / "controller.lock"), self._host.settings.controller_seconds
+            )
+            self._controller.start()
+
+    def watch(self) -> None:
+        """Begin to write down what is seen, every so often; nothing to do where it has begun."""
+        if not self._flushing:
+            self._flushing = True
+            self._flusher.start()
+
+    def close(self) -> None:
+        """Write the rest down and let go. Idempotent."""
+        if self._controller is not None:
+            self._controller.stop()
+        self._flusher.stop()
+        self.exposures.flush()
+        for hooks in self._hooks.values():
+            hooks.close(HOOK_SECONDS)
+        self.events.close()
+
+    def _flush(self) -> None:
+        self.exposures.flush()
+
+    def _seen(self, bad: bool) -> None:
+        if bad and self._controller is not None:
+            self._controller.wake()
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    def _known(self, model: str) -> Known:
+        """What outcomes of a model may belong to: its running test, and tests that ended within the longest window."""
+        record = self._record(model)
+        window = max((metric.window_seconds for metric in record.model.metrics), default=0.0)
+        oldest = utc_now() - timedelta(seconds=window)
+        tests = [
+            test
+            for test in reversed(self._registry.tests(model))
+            if test.ended_at is None or test.ended_at >= oldest
+        ]
+        return Known(record, tests)
+
+    def _record(self, model: str) -> ModelRecord:
+        return self._registry.read(lambda r: r.record(r.model(model)))
+
+    def running_tests(self) -> Sequence[tuple[int, ModelRecord]]:
+        """The revision and the records of each model with a running test."""
+
+        def read(r: Any) -> list[tuple[int, ModelRecord]]:  # noqa: ANN401
+            return [(head.revision, r.record(head)) for head in r.models() if head.test_id is not None]
+
+        return self._registry.read(read)
+
+    def counts_of(self, test: Test) -> TestCounts:
+        """The counts of a test."""
+        return self.events.counts(test.model, int(test.id))
+
+    def errors_of(self, record: ModelRecord, test: Test) -> frozenset[str]:
+        """The label metrics whose values are errors, because versions of the test are regressors."""
+        versions = [record.versions[arm] for arm in test.weights if arm in record.versions]
+        return frozenset(
+            metric.name
+            for metric in record.model.metrics
+            if metric.kind == "label"
+            and any(not scheme_of(version, metric).is_classifier for version in versions)
+        )
+
+    def mature(self, record: ModelRecord, test: Test) -> None:
+        """Count what has matured of a test."""
+        now = self.clock.matured_ms() - GRACE_MS
+        for metric in record.model.metrics:
+            self.events.mature(test.model, int(test.id), metric, now - metric.window_ms)
+
+    def results(self, model: str, test_id: str | None = None, *, alpha: float = ALPHA) -> Results:
+        """What a test has shown: the running one, else the last one, or that of an id."""
+        if not 0 < alpha < 1:
+            raise InvalidRequest(f"alpha: expected a number between 0 and 1, found {alpha}")
+        self.exposures.flush()
+        record = self._record(model)
+        tests = self._registry.tests(model)
+        wanted = [test for test in tests if test_id in {None, test.id}]
+        if not wanted:
+            raise TestNotFound(
+                f"model {model} has had no test"
+                if test_id is None
+                else f"model {model} has no test {test_id}"
+            )
+        test = wanted[-1]
+        if test.status == "running" or test.ended_at is None or utc_now() - test.ended_at < timedelta(
+            seconds=max((m.window_seconds for m in record.model.metrics), default=0.0) + 60
+        ):
+            self.mature(record, test)
+        return results_of(self._facts(record, test), alpha)
+
+    def _facts(self, record: ModelRecord, test: Test) -> Facts:
+        counts = self.counts_of(test)
+        qualities = self.events.qualities(test.model)
+        for label in test.weights:
+            version = record.versions.get(label)
+            found = {} if version is None else qualities.get(version.ordinal, {})
+            if int(test.id) in found:
+                counts.quality[label] = found[int(test.id)]
+        if not counts.latency:
+            counts.latency = self._latency(test)
+        return Facts(
+            test=test,
+            metrics=record.model.metrics,
+            versions=record.versions,
+            counts=counts,
+            errors_of=self.errors_of(record, test),
+            now=self.clock.now(),
+            at=utc_now(),
+            trail=self.events.trail(test.model, int(test.id)).points,
+        )
+
+    def _latency(self, test: Test) -> dict[str, list[bytes]]:
+        """What is known of the latencies of a test's arms: as the sum of their dumps."""
+        merged = self._host.statistics()
+        return {arm: [merged.of_test(test.model, test.id, arm).dump()] for arm in test.weights}
+
+    def quality(self, model: str) -> list[VersionQuality]:
+        """What labels say of each version of a model, in all tests and outside of them."""
+        record = self._record(model)
+        found: list[VersionQuality] = []
+        qualities = self.events.qualities(model)
+        for version in record.versions.values():
+            total = LabelCounts()
+            for counts in qualities.get(version.ordinal, {}).values():
+                total = merge(total, counts)
+            if total != LabelCounts():
+                found.append(quality_of(version, version.version, total))
+        return found
+
+    def latencies(self, model: str, version: str) -> tuple[int, tuple[float, ...]]:
+        """How many answers of a version are known, and quantiles of their time in seconds."""
+        totals = self._host.statistics().of_version(model, version)
+        found = [totals.latency(q) for q in THRESHOLD_QUANTILES]
+        return totals.requests - totals.errors, tuple(seconds for seconds in found if seconds is not None)
+
+    # --- acting ---------------------------------------------------------------------------------------------------
+
+    def act(self, test: Test, action: str, author: Author, evidence: dict[str, Any], **change: Any) -> None:
+        """Do what was decided: one change of the registry, served by all workers when this returns."""
+        registry, model = self._registry, test.model
+        if action in {"roll_back", "finish"}:
+            self.keep(test)
+        writes: dict[str, Callable[[], Committed]] = {
+            "advance": lambda: registry.advance(
+                model, author, since=self.clock.now(), evidence=evidence, action="advance", **change
+            ),
+            "allocate": lambda: registry.advance(
+                model, author, since=self.clock.now(), evidence=evidence, action="allocate", **change
+            ),
+            "calibrate": lambda: registry.calibrate(model, change["thresholds"], author),
+            "finish": lambda: registry.promote(model, str(test.candidate), author, evidence),
+            "roll_back": lambda: registry.stop_test(model, author, "rolled_back", evidence),
+        }
+        generations: list[int] = []
+
+        def write() -> Committed:
+            committed = writes[action]()
+            generations.append(committed.generation)
+            return committed
+
+        self._host.commit_change(write)
+        self.tell(test, action, author, evidence, generations[0])
+
+    def keep(self, test: Test) -> None:
+        """Keep what the statistics of the workers know of a test that is about to end."""
+        try:
+            self.events.keep_latency(test.model, int(test.id), self._latency(test))
+        except TurnoutError as error:  # the change itself matters more
+            log("error", "latencies_not_kept", model=test.model, test=test.id, detail=error.detail)
+
+    def tell(
+        self, test: Test, action: str, author: Author, evidence: Mapping[str, Any], generation: int
+    ) -> None:
+        """Send a decision to the webhooks of the plan."""
+        plan = test.plan
+        if plan is None or not plan.webhooks or action == "calibrate":
+            return
+        hooks = self._hooks.get(plan.webhooks)
+        if hooks is None:
+            hooks = self._hooks[plan.webhooks] = Webhooks(plan.webhooks, self.webhook_secret())
+            hooks.start()
+        hooks.send(
+            {
+                "id": f"turnout_{generation}",
+                "type": f"test.{action}",
+                "time": utc_now().isoformat(),
+                "model": test.model,
+                "test": test.id,
+                "baseline": test.baseline,
+                "candidate": test.candidate,
+                "step": test.step,
+                "actor": author.actor,
+                "reason": author.reason,
+                "evidence": dict(evidence),
+            }
+        )
+
+    def webhook_secret(self) -> bytes:
+        """The key that signs webhooks."""
+        given = self._host.settings.webhook_secret
+        if not given:
+            return hashlib.blake2b(self.signers.key, digest_size=32, person=b"webhooks").digest()
+        try:
+            return base64.b64decode(given.removeprefix("whsec_"), validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise InvalidRequest(
+                "webhook_secret: expected 24 to 64 bytes in base64, with or without whsec_ before them"
+            ) from error
+
+    def follow(self, record: ModelRecord, test: Test) -> None:
+        """Note how the numbers of a running test go, now and then."""
+        now = round(time.time() * 1000)
+        if self.events.trail(test.model, int(test.id)).due(now):
+            results = results_of(self._facts(record, test))
+            self.events.follow(test.model, int(test.id), point_of(results))
+
+    def tidy(self) -> None:
+        """Remove single outcomes and exposures that are older than the settings say; counts stay."""
+        settings = self._host.settings
+        now = utc_now()
+        self.events.prune(round((now - timedelta(days=settings.outcome_days)).timestamp() * 1000))
+        oldest = now - timedelta(days=settings.exposure_days)
+        for head in self._registry.models():
+            for test in self._registry.tests(head.name):
+                if test.ended_at is not None and test.ended_at < oldest:
+                    self.events.forget_test(head.name, int(test.id))
+
+    # --- single entities --------------------------------------------------------------------------------------------
+
+    def forget(self, entity_id: str | int, models: Sequence[str]) -> int:
+        """Remove an entity's exposures and outcomes from every test of these models; how many records that were."""
+        self.exposures.flush()
+        entity = self.signers.entity(entity_id)
+        gone = self.events.forget_outcomes(entity)
+        for model in models:
+            tests = [int(test.id) for test in self._registry.tests(model)]
+            gone += self.events.forget(model, tests, entity)
+        return gone

@@ -1,0 +1,527 @@
+"""Exposures and outcomes of a data directory, in LMDB. One transaction writes units, counts and log together.
+
+unit     / model / test / entity                 Unit
+shown    / model / test / ms / entity / segment  (nothing: exposures in order of time)
+cursor   / model / test / metric                 ms up to which exposures are matured and counted
+counts   / model / test / segment                SegmentCounts
+tally    / model / test                          Tally
+quality  / model / version / test                LabelCounts
+shadow   / model / test                          ShadowCounts
+outcome  / number                                Logged
+once     / hash                                  number of the outcome that had this id
+latency  / model / test                          histograms by version, kept when a test ends
+trail    / model / test                          Trail
+clock                                            Anchor
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import msgspec
+
+from turnout.experiment.counts import (
+    ArmCounts,
+    MetricCounts,
+    SegmentCounts,
+    ShadowCounts,
+    Tally,
+    TestCounts,
+)
+from turnout.experiment.statistics.quality import LabelCounts
+from turnout.experiment.units import Show, Unit
+from turnout.plans import Metric
+from turnout.store import Store, Transaction, key
+
+T = TypeVar("T")
+MATURE_AT_ONCE = 20_000
+"""Exposures that one transaction lets mature, so that others are not kept waiting."""
+
+pack = msgspec.msgpack.Encoder().encode
+UNIT = msgspec.msgpack.Decoder(Unit)
+SEGMENT = msgspec.msgpack.Decoder(SegmentCounts)
+TALLY = msgspec.msgpack.Decoder(Tally)
+QUALITY = msgspec.msgpack.Decoder(LabelCounts)
+SHADOW = msgspec.msgpack.Decoder(ShadowCounts)
+LATENCY = msgspec.msgpack.Decoder(dict[str, list[bytes]])
+
+
+class Point(msgspec.Struct, array_like=True):
+    """What was known at a time: by metric and candidate the difference, its interval, and the shares."""
+
+    ms: int
+    effects: dict[str, dict[str, tuple[float, float, float]]] = {}
+    shares: dict[str, float] = {}
+
+
+MOST_POINTS = 400
+
+
+class Trail(msgspec.Struct):
+    """Points in the order of time; when there are too many, every second one goes, and the next ones are rarer."""
+
+    points: list[Point] = []
+    every_ms: int = 1000
+
+    def due(self, ms: int) -> bool:
+        """Whether it is time for another point."""
+        return not self.points or ms - self.points[-1].ms >= self.every_ms
+
+    def add(self, point: Point) -> None:
+        """Add a point."""
+        self.points.append(point)
+        if len(self.points) > MOST_POINTS:
+            self.points = self.points[::2]
+            self.every_ms *= 2
+
+
+TRAIL = msgspec.msgpack.Decoder(Trail)
+
+
+class Place(NamedTuple):
+    """One entity in one test."""
+
+    model: str
+    test: int
+    entity: bytes
+
+
+class Logged(msgspec.Struct, array_like=True):
+    """An outcome as it came, and what became of it."""
+
+    ms: int
+    received_ms: int
+    model: str
+    test: int
+    entity: bytes
+    metric: str
+    value: float | str
+    state: str
+    segment: int = 0
+    arm: str = ""
+    once: bytes = b""
+
+
+LOGGED = msgspec.msgpack.Decoder(Logged)
+
+
+class Anchor(msgspec.Struct, array_like=True):
+    """The wall clock beside the clock of this boot of the machine, when they were first compared."""
+
+    boot: str
+    wall: float
+    steady: float
+
+
+ANCHOR = msgspec.msgpack.Decoder(Anchor)
+
+
+class Writer:
+    """What one transaction changes. Records are decoded once, changed in memory, and written when it ends."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        self._t = transaction
+        self._units: dict[Place, Unit] = {}
+        self._segments: dict[tuple[str, int, int], SegmentCounts] = {}
+        self._tallies: dict[tuple[str, int], Tally] = {}
+        self._qualities: dict[tuple[str, int, int], LabelCounts] = {}
+        self._cursors: dict[tuple[str, int, str], int] = {}
+        self._next: int | None = None
+        self._log: list[Logged] = []
+
+    # --- records ------------------------------------------------------------------------------------------------
+
+    def find(self, place: Place) -> Unit | None:
+        """The unit of an entity, if it was ever seen; changes to it are kept."""
+        unit = self._units.get(place)
+        if unit is None:
+            found = self._t.get(key("unit", place.model, place.test, place.entity))
+            if found is None:
+                return None
+            unit = self._units[place] = UNIT.decode(found)
+        return unit
+
+    def unit(self, place: Place) -> Unit:
+        """The unit of an entity, made if it was never seen."""
+        unit = self.find(place)
+        if unit is None:
+            unit = self._units[place] = Unit(shows=[], cells={})
+            self.tally(place.model, place.test).entities += 1
+        return unit
+
+    def segment(
+        self, model: str, test: int, revision: int, began: Callable[[], SegmentCounts] | None = None
+    ) -> SegmentCounts:
+        """The counts of a segment, made if they are not there."""
+        at = (model, test, revision)
+        found = self._segments.get(at)
+        if found is None:
+            stored = self._t.get(key("counts", *at))
+            if stored is not None:
+                found = SEGMENT.decode(stored)
+            else:
+                found = SegmentCounts(revision, 0) if began is None else began()
+            self._segments[at] = found
+        return found
+
+    def tally(self, model: str, test: int) -> Tally:
+        """The tally of a test."""
+        found = self._tallies.get((model, test))
+        if found is None:
+            stored = self._t.get(key("tally", model, test))
+            found = self._tallies[model, test] = Tally() if stored is None else TALLY.decode(stored)
+        return found
+
+    def quality(self, model: str, version: int, test: int) -> LabelCounts:
+        """What labels say of a version in a test, 0 for none."""
+        at = (model, version, test)
+        found = self._qualities.get(at)
+        if found is None:
+            stored = self._t.get(key("quality", *at))
+            found = self._qualities[at] = LabelCounts() if stored is None else QUALITY.decode(stored)
+        return found
+
+    def cursor(self, model: str, test: int, metric: str) -> int:
+        """Up to which time exposures are matured for a metric."""
+        at = (model, test, metric)
+        found = self._cursors.get(at)
+        if found is None:
+            stored = self._t.get(key("cursor", *at))
+            found = self._cursors[at] = -1 if stored is None else int.from_bytes(stored, "big")
+        return found
+
+    # --- changes ------------------------------------------------------------------------------------------------
+
+    def change(
+        self, place: Place, unit: Unit, metrics: Iterable[Metric], work: Callable[[Unit], None]
+    ) -> None:
+        """Change a unit, and with it the sums of what is matured of it."""
+        matured = [
+            (metric, show)
+            for metric in metrics
+            for show in unit.shows
+            if show.ms <= self.cursor(place.model, place.test, metric.name)
+        ]
+        for metric, show in matured:
+            self._count(place, unit, metric, show, -1)
+        crossed = unit.crossed
+        work(unit)
+        for metric, show in matured:
+            self._count(place, unit, metric, show, 1)
+        if unit.crossed and not crossed:
+            self.tally(place.model, place.test).crossed += 1
+
+    def expose(self, place: Place, unit: Unit, show: Show, metrics: Iterable[Metric]) -> None:
+        """Add an exposure to a unit."""
+        metrics = tuple(metrics)
+        self.change(place, unit, metrics, lambda unit: unit.add(show))
+        self._t.put(key("shown", place.model, place.test, show.ms, place.entity, show.segment), b"")
+        arm = self.segment(place.model, place.test, show.segment).arm(show.arm)
+        arm.assigned += 1
+        arm.answered += show.answered
+        for metric in metrics:
+            if show.ms <= self.cursor(place.model, place.test, metric.name):  # it comes late
+                self._count(place, unit, metric, show, 1)
+
+    def _count(self, place: Place, unit: Unit, metric: Metric, show: Show, sign: int) -> None:
+        found = unit.observed(metric, show)
+        if found is not None:
+            arm = self.segment(place.model, place.test, show.segment).arm(show.arm)
+            arm.metric(metric.name).add(*found, sign)
+
+    def mature(self, model: str, test: int, metric: Metric, until_ms: int) -> int:
+        """Count the exposures that are older than the metric's window; how many these were."""
+        cursor = self.cursor(model, test, metric.name)
+        if until_ms <= cursor:
+            return 0
+        after = None if cursor < 0 else cursor.to_bytes(8, "big") + b"\1"
+        count, reached = 0, until_ms
+        due: list[tuple[bytes, int]] = []
+        for rest, _ in self._t.scan("shown", model, test, after=after):
+            ms = int.from_bytes(rest[:8], "big")
+            if ms > until_ms:
+                break
+            if count >= MATURE_AT_ONCE and ms > reached:
+                break
+            due.append((rest[9:25], int.from_bytes(rest[26:34], "big")))
+            count += 1
+            if count >= MATURE_AT_ONCE:
+                reached = ms
+        for entity, segment in due:
+            place = Place(model, test, entity)
+            unit = self.find(place)
+            show = None if unit is None else unit.show(segment)
+            if unit is not None and show is not None:
+                self._count(place, unit, metric, show, 1)
+        self._cursors[model, test, metric.name] = reached
+        return count
+
+    def log(self, logged: Logged) -> None:
+        """Add an outcome to the log."""
+        if logged.once:
+            self._t.put(key("once", logged.once), logged.ms.to_bytes(8, "big", signed=True))
+        self._log.append(logged)
+
+    def seen(self, once: bytes) -> bool:
+        """Whether an outcome of this id has come before."""
+        return self._t.get(key("once", once)) is not None
+
+    def shadow(self, model: str, test: int, counts: ShadowCounts) -> None:
+        """Add what shadows did."""
+        at = key("shadow", model, test)
+        stored = self._t.get(at)
+        self._t.put(at, pack(counts if stored is None else counts.plus(SHADOW.decode(stored))))
+
+    def finish(self) -> None:
+        """Write everything."""
+        put = self._t.put
+        for place, unit in self._units.items():
+            put(key("unit", *place), pack(unit))
+        for at, segment in self._segments.items():
+            put(key("counts", *at), pack(segment))
+        for at, tally in self._tallies.items():
+            put(key("tally", *at), pack(tally))
+        for at, quality in self._qualities.items():
+            put(key("quality", *at), pack(quality))
+        for at, cursor in self._cursors.items():
+            if cursor >= 0:
+                put(key("cursor", *at), cursor.to_bytes(8, "big"))
+        if self._log:
+            last = self._t.last("outcome")
+            number = 0 if last is None else int.from_bytes(last[0], "big")
+            for number, logged in enumerate(self._log, number + 1):
+                put(key("outcome", number), pack(logged))
+
+
+class Events:
+    """The events of a data directory; any number of processes may have them open at once."""
+
+    def __init__(self, data: Path, *, map_size: int) -> None:
+        self._store = Store(data / "events.lmdb", map_size=map_size)
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._store.close()
+
+    def write(self, work: Callable[[Writer], T]) -> T:
+        """Change what is stored, durably; all of `work` or nothing. It may be run again."""
+
+        def change(transaction: Transaction) -> T:
+            writer = Writer(transaction)
+            result = work(writer)
+            writer.finish()
+            return result
+
+        return self._store.change(change)
+
+    def counts(self, model: str, test: int) -> TestCounts:
+        """The counts of a test, those of arms in all of its segments."""
+
+        def read(t: Transaction) -> TestCounts:
+            tally, shadow = t.get(key("tally", model, test)), t.get(key("shadow", model, test))
+            latency = t.get(key("latency", model, test))
+            return TestCounts(
+                segments=[SEGMENT.decode(value) for _, value in t.scan("counts", model, test)],
+                tally=Tally() if tally is None else TALLY.decode(tally),
+                shadow=None if shadow is None else SHADOW.decode(shadow),
+                latency={} if latency is None else LATENCY.decode(latency),
+            )
+
+        return self._store.read(read)
+
+    def mature(self, model: str, test: int, metric: Metric, until_ms: int) -> None:
+        """Count the exposures of a test up to a time. Writes only where there are any that are not counted yet."""
+
+        def due(t: Transaction) -> bool:
+            stored = t.get(key("cursor", model, test, metric.name))
+            cursor = -1 if stored is None else int.from_bytes(stored, "big")
+            after = None if cursor < 0 else cursor.to_bytes(8, "big") + b"\1"
+            first = next(t.scan("shown", model, test, after=after), None)
+            return first is not None and int.from_bytes(first[0][:8], "big") <= until_ms
+
+        while self._store.read(due):
+            if self.write(lambda writer: writer.mature(model, test, metric, until_ms)) < MATURE_AT_ONCE:
+                return
+
+    def qualities(self, model: str) -> dict[int, dict[int, LabelCounts]]:
+        """What labels say: by number of the version, and of the test."""
+
+        def read(t: Transaction) -> dict[int, dict[int, LabelCounts]]:
+            found: dict[int, dict[int, LabelCounts]] = {}
+            for rest, value in t.scan("quality", model):
+                version, test = int.from_bytes(rest[:8], "big"), int.from_bytes(rest[9:17], "big")
+                found.setdefault(version, {})[test] = QUALITY.decode(value)
+            return found
+
+        return self._store.read(read)
+
+    def keep_latency(self, model: str, test: int, latency: dict[str, list[bytes]]) -> None:
+        """Keep the latencies of a test that ends."""
+        self._store.change(lambda t: t.put(key("latency", model, test), pack(latency)))
+
+    def trail(self, model: str, test: int) -> Trail:
+        """How the numbers of a test went."""
+        found = self._store.read(lambda t: t.get(key("trail", model, test)))
+        return Trail() if found is None else TRAIL.decode(found)
+
+    def follow(self, model: str, test: int, point: Point) -> None:
+        """Add a point to the trail of a test."""
+
+        def change(t: Transaction) -> None:
+            stored = t.get(at := key("trail", model, test))
+            trail = Trail() if stored is None else TRAIL.decode(stored)
+            trail.add(point)
+            t.put(at, pack(trail))
+
+        self._store.change(change)
+
+    def anchor(self, boot: str, wall: float, steady: float) -> Anchor:
+        """The anchor of this boot of the machine, set by whoever asks first."""
+
+        def read(t: Transaction) -> Anchor | None:
+            stored = t.get(b"clock")
+            found = None if stored is None else ANCHOR.decode(stored)
+            return found if found is not None and found.boot == boot else None
+
+        def change(t: Transaction) -> Anchor:
+            found = read(t)
+            if found is None:
+                found = Anchor(boot, wall, steady)
+                t.put(b"clock", pack(found))
+            return found
+
+        return self._store.read(read) or self._store.change(change)
+
+    # --- single entities ------------------------------------------------------------------------------------------
+
+    def exposures(self, model: str, tests: Sequence[int]) -> Iterator[tuple[int, bytes, Show]]:
+        """Every exposure of these tests: test, entity, and what was shown. Read in portions, each consistent."""
+        for test in tests:
+            for entity, value in self._portions("unit", model, test):
+                for show in UNIT.decode(value).shows:
+                    yield test, entity, show
+
+    def outcomes(self, model: str | None) -> Iterator[Logged]:
+        """Every outcome that is kept, oldest first."""
+        for _, value in self._portions("outcome"):
+            logged = LOGGED.decode(value)
+            if model is None or logged.model == model:
+                yield logged
+
+    def _portions(self, *prefix: str | int, size: int = 5000) -> Iterator[tuple[bytes, bytes]]:
+        after: bytes | None = None
+        while True:
+            found = self._store.read(lambda t, after=after: _first(t.scan(*prefix, after=after), size))
+            yield from found
+            if len(found) < size:
+                return
+            after = found[-1][0]
+
+    def forget(self, model: str, tests: Sequence[int], entity: bytes) -> int:
+        """Remove what is stored of one entity in tests of a model; how many records that were. Counts stay."""
+
+        def change(t: Transaction) -> int:
+            gone = 0
+            for test in tests:
+                stored = t.get(at := key("unit", model, test, entity))
+                if stored is not None:
+                    for show in UNIT.decode(stored).shows:
+                        t.delete(key("shown", model, test, show.ms, entity, show.segment))
+                    t.delete(at)
+                    gone += 1
+            return gone
+
+        return self._store.change(change)
+
+    def forget_outcomes(self, entity: bytes) -> int:
+        """Remove every outcome of one entity from the log; how many these were."""
+        numbers = [rest for rest, value in self._portions("outcome") if LOGGED.decode(value).entity == entity]
+
+        def change(t: Transaction) -> int:
+            return sum(_drop_outcome(t, rest) for rest in numbers)
+
+        return self._store.change(change) if numbers else 0
+
+    def prune(self, before_ms: int, size: int = 5000) -> int:
+        """Remove outcomes that came before a time, at most `size` of them; how many these were."""
+
+        def change(t: Transaction) -> int:
+            old: list[bytes] = []
+            for rest, value in _first(t.scan("outcome"), size):
+                if LOGGED.decode(value).received_ms >= before_ms:
+                    break
+                old.append(rest)
+            return sum(_drop_outcome(t, rest) for rest in old)
+
+        first = self._store.read(lambda t: _first(t.scan("outcome"), 1))
+        if not first or LOGGED.decode(first[0][1]).received_ms >= before_ms:
+            return 0
+        return self._store.change(change)
+
+    def forget_test(self, model: str, test: int, size: int = 5000) -> int:
+        """Remove what is stored of single entities of a test, at most `size` of them; its counts stay."""
+
+        def change(t: Transaction) -> int:
+            gone = 0
+            for table in ("unit", "shown"):
+                for rest, _ in _first(t.scan(table, model, test), size):
+                    gone += t.delete(key(table, model, test, rest))
+            return gone
+
+        if not self._store.read(lambda t: _first(t.scan("unit", model, test), 1)):
+            return 0
+        return self._store.change(change)
+
+    def erase(self, model: str) -> None:
+        """Remove everything of a model."""
+
+        def change(t: Transaction) -> None:
+            for table in (
+                "unit",
+                "shown",
+                "cursor",
+                "counts",
+                "tally",
+                "quality",
+                "shadow",
+                "latency",
+                "trail",
+            ):
+                for rest in [rest for rest, _ in t.scan(table, model)]:
+                    t.delete(key(table, model, rest))
+
+        self._store.change(change)
+
+
+def _first(found: Iterator[tuple[bytes, bytes]], size: int) -> list[tuple[bytes, bytes]]:
+    return [entry for entry, _ in zip(found, range(size), strict=False)]
+
+
+def _drop_outcome(t: Transaction, rest: bytes) -> bool:
+    at = key("outcome", rest)
+    stored = t.get(at)
+    if stored is None:
+        return False
+    once = LOGGED.decode(stored).once
+    if once:
+        t.delete(key("once", once))
+    return t.delete(at)
+
+
+def added(counts: Iterable[ArmCounts]) -> ArmCounts:
+    """Counts of several segments together; for what needs no care about shares that change."""
+    total = ArmCounts()
+    for arm in counts:
+        total.requests = [a + b for a, b in zip(total.requests, arm.requests, strict=True)]
+        total.loose = [a + b for a, b in zip(total.loose, arm.loose, strict=True)]
+        total.bad = [a + b for a, b in zip(total.bad, arm.bad, strict=True)]
+        total.anonymous += arm.anonymous
+        total.assigned += arm.assigned
+        total.answered += arm.answered
+        for name, found in arm.metrics.items():
+            mine = total.metric(name)
+            for field in MetricCounts.__struct_fields__:
+                setattr(mine, field, getattr(mine, field) + getattr(found, field))
+    return total
