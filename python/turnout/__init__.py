@@ -31,11 +31,18 @@ from turnout.domain import (
     Version,
 )
 from turnout.errors import TurnoutError
+from turnout.experiment.outcomes import Attributed, Outcome
+from turnout.experiment.receipts import Receipt
+from turnout.experiment.results import Results
+from turnout.experiment.sizing import size_test
+from turnout.plans import Allocation, Guardrail, Metric, Plan, Step
 from turnout.service import Turnout, open  # noqa: A004
 
 __all__ = [
+    "Allocation",
     "Arm",
     "Assignment",
+    "Attributed",
     "AuditEvent",
     "BatchPrediction",
     "Bundle",
@@ -44,14 +51,21 @@ __all__ = [
     "Deployment",
     "Distribution",
     "Feature",
+    "Guardrail",
     "History",
+    "Metric",
     "Model",
+    "Outcome",
+    "Plan",
     "Prediction",
+    "Receipt",
+    "Results",
     "RowError",
     "SessionOptions",
     "Settings",
     "Signature",
     "Status",
+    "Step",
     "Test",
     "Turnout",
     "TurnoutError",
@@ -59,4 +73,5 @@ __all__ = [
     "__version__",
     "errors",
     "open",
+    "size_test",
 ]

@@ -45,6 +45,7 @@ class Live:
         artifacts: Artifacts,
         settings: Settings,
         witness: Callable[[ModelRecord], Witness],
+        copying: Callable[[Serving], object],
         *,
         eager: bool,
     ) -> None:
@@ -58,6 +59,7 @@ class Live:
             batches=eager,
         )
         self._witness = witness
+        self._copying = copying
         self._eager = eager
         self._intra_op_threads = settings.intra_op_threads
         self.sessions = Sessions(self._load, on_demand=settings.on_demand_versions)
@@ -254,7 +256,9 @@ class Live:
         unreadable = dict(fresh.unreadable)
         for record in fresh.records:
             try:
-                models[record.model.name] = Serving(record, plan_of, key_of, self._witness(record))
+                serving = Serving(record, plan_of, key_of, self._witness(record))
+                serving.copying = self._copying(serving)
+                models[record.model.name] = serving
             except UNFIT as error:
                 unreadable[record.model.name] = repr(error)
         for name in unreadable.keys() - self.latest.unreadable.keys():

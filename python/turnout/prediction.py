@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turnout import _core
+from turnout.copies import Copies
 from turnout.domain import REASONS
 from turnout.engine import Session
 from turnout.errors import PredictionFailed, TurnoutError, problem
@@ -56,8 +57,9 @@ class Ticket:
 class Predictor:
     """Answers single predictions from the live snapshot."""
 
-    def __init__(self, live: Live, telemetry: Telemetry, *, fallback: bool) -> None:
+    def __init__(self, live: Live, telemetry: Telemetry, copies: Copies, *, fallback: bool) -> None:
         self._live = live
+        self._copies = copies
         self._telemetry = telemetry
         self._fallback = fallback
 
@@ -123,6 +125,17 @@ class Predictor:
                 ticket.serving, ticket.lane, ticket.reason
             )
             series.record(perf_counter_ns() - ticket.started, spent)
+            if ticket.serving.copying is not None:
+                self._copies.offer(
+                    ticket.serving,
+                    ticket.body,
+                    ticket.position,
+                    ticket.reason,
+                    rows,
+                    0,
+                    ticket.entity,
+                    spent,
+                )
             if ticket.reason == PINNED:
                 self._live.sessions.touch(ticket.lane.key)
             answers.append((200, answer))
@@ -152,6 +165,9 @@ class Predictor:
             for number, reason, answer in zip(numbers, reasons, encoded, strict=True):
                 (series[reason] or self._series(serving, lane, reason)).record(now - started[number], spent)
                 answers[number] = (200, answer)
+            if serving.copying is not None:
+                for row, (number, reason, entity) in enumerate(zip(numbers, reasons, entities, strict=True)):
+                    self._copies.offer(serving, bodies[number], position, reason, outputs, row, entity, spent)
         return [
             self.predict_bytes(name, None, body) if answer is None else answer
             for body, answer in zip(bodies, answers, strict=True)
@@ -192,6 +208,10 @@ class Predictor:
             return self._fall_back(ticket, error)
         series = lane.series[reason] or self._series(serving, lane, reason)
         series.record(perf_counter_ns() - ticket.started, after - before)
+        if serving.copying is not None and reason != PINNED:
+            self._copies.offer(
+                serving, ticket.body, ticket.position, reason, outputs, 0, ticket.entity, after - before
+            )
         return answer
 
     def _fall_back(self, ticket: Ticket, error: TurnoutError) -> bytes:

@@ -60,11 +60,13 @@ class Serving:
     """One model, ready to route: a lane for each of its versions, and the compiled route over them.
 
     A server keeps in `burst` what arrives for it at once; None before the first request, False where it keeps nothing.
+    `copying` says which requests another version runs as well, after the answer has gone.
     """
 
     __slots__ = (
         "active_lane",
         "burst",
+        "copying",
         "index",
         "labels",
         "lanes",
@@ -85,6 +87,7 @@ class Serving:
     ) -> None:
         self.record = record
         self.burst: Any = None
+        self.copying: Any = None
         self.lanes = tuple(Lane(version, key(version)) for version in record.versions.values())
         self.labels = tuple(record.versions)
         self.index = {label: position for position, label in enumerate(self.labels)}

@@ -25,6 +25,7 @@ from turnout.artifacts import Artifacts, Staged, graph_of
 from turnout.batch import BatchPredictor
 from turnout.bundle import Bundle, write_bundle
 from turnout.config import Settings, resolve
+from turnout.copies import Copies, copying_of
 from turnout.domain import (
     Assignment,
     AuditEvent,
@@ -53,6 +54,7 @@ from turnout.errors import (
     TestNotFound,
 )
 from turnout.experiment.desk import Desk
+from turnout.experiment.files import export_exposures, export_outcomes
 from turnout.experiment.outcomes import Attributed, Outcome
 from turnout.experiment.receipts import Receipt
 from turnout.experiment.results import Results, VersionQuality
@@ -102,8 +104,10 @@ class Turnout:
         self.runtime = Runtime(self.data, self.registry.beacon, map_size=settings.map_size, fold=fold)
         self.telemetry = Telemetry()
         self.desk = Desk(self.data, self)
-        self.live = Live(self.registry, self.artifacts, settings, self._witness, eager=server)
-        self.predictor = Predictor(self.live, self.telemetry, fallback=settings.fallback)
+        self.live = Live(self.registry, self.artifacts, settings, self._witness, copying_of, eager=server)
+        self.copies = Copies(self.live, self.desk)
+        self.desk.also(self.copies.flush)
+        self.predictor = Predictor(self.live, self.telemetry, self.copies, fallback=settings.fallback)
         self.predict_bytes = self.predictor.predict_bytes
         self.batches = BatchPredictor(
             self.live, self.telemetry, fallback=settings.fallback, most=settings.max_batch_rows
@@ -135,6 +139,7 @@ class Turnout:
         self.batch_pool.shutdown(wait=True, cancel_futures=True)
         if self._worker is not None:
             self._worker.stop()
+        self.copies.close()
         self.live.sessions.clear()
         self.desk.close()
         self.runtime.close()
@@ -363,7 +368,13 @@ class Turnout:
         return skipped
 
     def _mark(
-        self, model: str, action: str, actor: str | None, reason: str, revision: int | None, **fields: Any
+        self,
+        model: str,
+        action: str,
+        actor: str | None,
+        reason: str,
+        revision: int | None,
+        **fields: Any,  # noqa: ANN401
     ) -> Test:
         author = self._author(actor, reason, revision)
         marked = self._commit(lambda: self.registry.mark_test(model, action, author, **fields))
@@ -426,6 +437,16 @@ class Turnout:
         """Remove the exposures and outcomes of one entity everywhere; how many records that were. Counts stay."""
         names = [head.name for head in self.registry.models()]
         return self.desk.forget(check_entity(entity_id), names)
+
+    def export_exposures(self, model: str, path: str | Path) -> int:
+        """Write the exposures of a model's tests to a Parquet file; how many these were. Entities are hashes."""
+        self.desk.exposures.flush()
+        tests = [int(test.id) for test in self.registry.tests(model)]
+        return export_exposures(self.desk.events, model, tests, Path(path))
+
+    def export_outcomes(self, model: str, path: str | Path) -> int:
+        """Write the outcomes of a model that are kept to a Parquet file; how many these were."""
+        return export_outcomes(self.desk.events, self.registry.model(model).name, Path(path))
 
     def webhook_secret(self) -> str:
         """What receivers check the signatures of webhooks with."""

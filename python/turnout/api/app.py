@@ -16,7 +16,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.types import ASGIApp, LifespanHook, Receive, Scope, Send
 
 from turnout.affinity import roam
-from turnout.api import models, ops, predict, registry, tests, versions
+from turnout.api import experiments, models, ops, predict, registry, tests, versions
 from turnout.api.front import Front
 from turnout.api.predictions import check_json
 from turnout.api.problems import of_anything, of_litestar, of_turnout
@@ -62,7 +62,15 @@ def application(
 ) -> Litestar:
     """Every route, around an opened service."""
     return Litestar(
-        [*predict.ROUTES, *models.ROUTES, *versions.ROUTES, *tests.ROUTES, *registry.ROUTES, *ops.ROUTES],
+        [
+            *predict.ROUTES,
+            *models.ROUTES,
+            *versions.ROUTES,
+            *tests.ROUTES,
+            *experiments.ROUTES,
+            *registry.ROUTES,
+            *ops.ROUTES,
+        ],
         dependencies={
             "hub": Provide(lambda: hub, use_cache=True, sync_to_thread=False),
             "author": Provide(author, sync_to_thread=False),

@@ -12,10 +12,12 @@ REPLACEMENT = "\ufffd"
 """What a decoder puts for bytes that are no UTF-8; no name has it."""
 NAMED = re.compile(
     "/v1/models/(?P<model>[^/].*?)(?P<rest>"
-    "(/activate|/batch|/compare|/distribution|/history|/overrides|/predict|/rollback|/tests?|/test/promote|/versions)?"
-    "|/(assignments|overrides)/(?P<entity>.+)"
+    "(/activate|/batch|/compare|/distribution|/history|/metrics|/overrides|/predict|/quality|/rollback|/tests?"
+    "|/test/(approve|pause|promote|results|resume|skip)|/versions)?"
+    "|/(assignments|overrides|receipts)/(?P<entity>.+)"
     "|/versions/(?P<version>[^/].*?)(/batch|/predict)?"
-    ")/?",
+    ")/?"
+    "|/v1/entities/(?P<whom>.+)",
     re.DOTALL,
 )
 """The paths with names. A name may have slashes but no word of these between them (`turnout.domain.check_name`), so
@@ -44,7 +46,7 @@ def encoded(path: str) -> bytes:
         return _quoted(path, safe="/")
     written = bytearray()
     end = 0
-    for name in ("model", "entity", "version"):
+    for name in ("model", "entity", "version", "whom"):
         if match[name] is not None:
             written += path[end : match.start(name)].encode() + _quoted(match[name], safe="")
             end = match.end(name)

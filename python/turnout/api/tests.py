@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from litestar import Response, delete, get, post, put
@@ -17,10 +17,14 @@ from turnout.service import Turnout
 
 
 class Split(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Share of the traffic by version: each at least 0, together 1. `salt` only for a new test."""
+    """Share of the traffic by version: each at least 0, together 1. `salt` only for a new test.
+
+    With a `plan`, which has the fields of the schema Plan, the splits only name the arms.
+    """
 
     splits: dict[str, float]
     salt: str | None = None
+    plan: dict[str, Any] | None = None
     reason: str = ""
 
 
@@ -53,8 +57,15 @@ OVERRIDE_PATH = "/v1/models/{model:str}/overrides/{entity_id:str}"
 def configure_test(
     hub: Turnout, model: str, author: Author, data: Annotated[Split, Body(examples=SPLITS)]
 ) -> Response[Test]:
-    """Split the traffic. On a running test this is a ramp step, in which the fewest entities change their arm."""
-    return changed(hub, hub.configure_test(model, data.splits, data.salt, reason=data.reason, **author))
+    """Split the traffic. On a running test this is a ramp step, in which the fewest entities change their arm.
+
+    With a `plan` the test goes on by itself: forward through its steps, back where a guardrail breaks. New splits
+    without a plan pause the plan that the test has.
+    """
+    started = hub.configure_test(
+        model, data.splits, data.salt, plan=data.plan, reason=data.reason, **author
+    )
+    return changed(hub, started)
 
 
 @get(TEST, operation_id="getTest", summary="The running test", tags=["tests"], responses=READ)

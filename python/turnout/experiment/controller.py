@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -171,7 +172,9 @@ class Controller:
         if test.plan is not None:
             counts = acting.counts_of(test)
             errors = acting.errors_of(record, test)
-            decision = decide(test, record.model.metrics, counts.segments, acting.clock.now(), errors)
+            decision = decide(
+                test, record.model.metrics, counts.segments, acting.clock.now(), errors, counts.shadow
+            )
             if decision.action != "hold":
                 self._act(test, decision, author)
                 return
@@ -197,7 +200,7 @@ class Controller:
     def _calibrate(self, test: Test, author: Author) -> bool:
         """Set the latencies above which an answer is slow, once enough of the baseline's are known."""
         answers, quantiles = self._acting.latencies(test.model, str(test.baseline))
-        rising = all(a < b for a, b in zip(quantiles, quantiles[1:], strict=False))
+        rising = all(a < b for a, b in pairwise(quantiles))
         if answers < ENOUGH_FOR_THRESHOLDS or not rising:
             return False
         reason = f"latencies of {answers} answers of {test.baseline}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from turnout.domain import Test
-from turnout.experiment.counts import SegmentCounts
+from turnout.experiment.counts import SegmentCounts, ShadowCounts
 from turnout.experiment.evidence import (
     EVENTS,
     MISMATCH_ALPHA,
@@ -39,6 +39,7 @@ def decide(
     segments: Sequence[SegmentCounts],
     now: float,
     errors_of: frozenset[str] = frozenset(),
+    shadow: ShadowCounts | None = None,
 ) -> Decision:
     """What to do with a planned test.
 
@@ -48,6 +49,7 @@ def decide(
         segments: its counts.
         now: steady time in seconds, as `test.since`.
         errors_of: the label metrics whose values are errors, of regressors.
+        shadow: what the candidate did as a shadow.
     """
     plan, baseline, candidate = test.plan, test.baseline, test.candidate
     if plan is None or baseline is None or candidate is None:
@@ -55,34 +57,29 @@ def decide(
     pair = Pair(baseline, candidate)
     guarded = look(test, plan, metrics, segments, pair, errors_of)
     evidence = _evidence(test, plan, guarded, segments, now)
-    broken = _broken(plan, guarded)
+    broken = _broken(plan, guarded) or _broken_shadow(test, plan, shadow)
     if broken is not None:
         return Decision("roll_back", broken, (), evidence)
     if test.paused:
         return Decision("hold", "the test is paused", ("resume",), evidence)
     if plan.allocation is not None:
         return Decision("hold", "shares follow what is learnt", (), evidence)
-    step = plan.steps[test.step]
-    waiting = tuple(_waiting(test, plan, step, metrics, segments, pair, guarded, now))
-    last = test.step == len(plan.steps) - 1
+    waiting = tuple(_waiting(test, plan.steps[test.step], metrics, segments, pair, guarded, shadow, now))
     if waiting:
         return Decision("hold", f"step {test.step + 1} waits for {waiting[0]}", waiting, evidence)
-    if last and plan.at_end == "hold":
+    return _forward(test, plan, candidate, evidence)
+
+
+def _forward(test: Test, plan: Plan, candidate: str, evidence: dict[str, Any]) -> Decision:
+    """What comes after a step that has all that it needs."""
+    if test.step < len(plan.steps) - 1:
+        share = plan.steps[test.step + 1].share
+        reason = f"step {test.step + 1} is done without harm beyond the margins: {candidate} gets {share:.4g} of the traffic"
+        return Decision("advance", reason, (), evidence)
+    if plan.at_end == "hold":
         return Decision("hold", "the last step is done, and the plan says to hold there", (), evidence)
-    if last:
-        return Decision(
-            "finish",
-            f"{candidate} has taken all {len(plan.steps)} steps without harm beyond the margins",
-            (),
-            evidence,
-        )
-    share = plan.steps[test.step + 1].share
-    return Decision(
-        "advance",
-        f"step {test.step + 1} is done without harm beyond the margins: {candidate} gets {share:.4g} of the traffic",
-        (),
-        evidence,
-    )
+    reason = f"{candidate} has taken all {len(plan.steps)} steps without harm beyond the margins"
+    return Decision("finish", reason, (), evidence)
 
 
 def look(
@@ -129,6 +126,23 @@ def _broken(plan: Plan, guarded: Sequence[Guarded]) -> str | None:
     )
 
 
+def _broken_shadow(test: Test, plan: Plan, shadow: ShadowCounts | None) -> str | None:
+    """Whether a shadow fails more often than a hard limit on errors allows."""
+    errors = next((guardrail for guardrail in plan.guardrails if guardrail.metric == "errors"), None)
+    if (
+        shadow is None
+        or errors is None
+        or errors.hard_limit is None
+        or not plan.steps
+        or not plan.steps[test.step].shadow
+    ):
+        return None
+    runs = shadow.pairs + shadow.failed
+    if runs < errors.hard_requests or shadow.failed <= errors.hard_limit * runs:
+        return None
+    return f"the shadow failed on {shadow.failed} of {runs} requests, more than the hard limit of {errors.hard_limit:.1%}"
+
+
 def _counted(found: Guarded) -> str:
     if found.events:
         return ", ".join(
@@ -143,22 +157,24 @@ def _number(log_e: float) -> str:
 
 def _waiting(
     test: Test,
-    plan: Plan,
     step: Step,
     metrics: Sequence[Metric],
     segments: Sequence[SegmentCounts],
     pair: Pair,
     guarded: Sequence[Guarded],
+    shadow: ShadowCounts | None,
     now: float,
 ) -> list[str]:
     """What a step still needs, in words."""
     found: list[str] = []
     present = [segment for segment in segments if segment.revision == test.revision]
-    seen = 0
-    if not step.shadow:
+    if step.shadow:
+        pairs = 0 if shadow is None else shadow.pairs
+        if pairs < max(step.min_entities, 1):
+            found.append(f"{max(step.min_entities, 1) - pairs} more requests that the shadow has run as well")
+    else:
         for arm in pair:
             matured = min((_matured(segment, arm, metrics) for segment in present), default=0)
-            seen += matured
             if matured < step.min_entities:
                 found.append(f"{step.min_entities - matured} more matured entities of {arm}")
         if not any(sum(arm.requests) for segment in present for arm in segment.arms.values()):

@@ -16,8 +16,8 @@ from turnout.domain import Test, utc_now
 from turnout.errors import InvalidRequest, TestNotFound, TurnoutError
 from turnout.experiment.clock import Clock
 from turnout.experiment.controller import Controller, Leadership
-from turnout.experiment.counts import TestCounts
-from turnout.experiment.events import Events
+from turnout.experiment.counts import ShadowCounts, TestCounts
+from turnout.experiment.events import Events, Place, Writer
 from turnout.experiment.exposures import Exposures, Flusher
 from turnout.experiment.labels import scheme_of
 from turnout.experiment.outcomes import Known, Outcomes
@@ -25,6 +25,7 @@ from turnout.experiment.receipts import Signers
 from turnout.experiment.report import ALPHA, Facts, point_of, quality_of, results_of
 from turnout.experiment.results import Results, VersionQuality
 from turnout.experiment.statistics.quality import LabelCounts, merge
+from turnout.experiment.units import Show
 from turnout.experiment.webhooks import Webhooks
 from turnout.log import log
 from turnout.records import Author, Committed
@@ -77,6 +78,7 @@ class Desk:
         self.outcomes = Outcomes(self.events, self.signers, self._known, self.exposures.flush)
         self._flusher = Flusher("turnout-exposures", settings.exposure_seconds, self._flush)
         self._flushing = False
+        self._others: list[Callable[[], object]] = []
         self._controller: Controller | None = None
         self._hooks: dict[tuple[str, ...], Webhooks] = {}
 
@@ -104,8 +106,14 @@ class Desk:
             hooks.close(HOOK_SECONDS)
         self.events.close()
 
+    def also(self, work: Callable[[], object]) -> None:
+        """Have something else written down whenever exposures are."""
+        self._others.append(work)
+
     def _flush(self) -> None:
         self.exposures.flush()
+        for work in self._others:
+            work()
 
     def _seen(self, bad: bool) -> None:
         if bad and self._controller is not None:
@@ -171,8 +179,11 @@ class Desk:
                 else f"model {model} has no test {test_id}"
             )
         test = wanted[-1]
-        if test.status == "running" or test.ended_at is None or utc_now() - test.ended_at < timedelta(
-            seconds=max((m.window_seconds for m in record.model.metrics), default=0.0) + 60
+        if (
+            test.status == "running"
+            or test.ended_at is None
+            or utc_now() - test.ended_at
+            < timedelta(seconds=max((m.window_seconds for m in record.model.metrics), default=0.0) + 60)
         ):
             self.mature(record, test)
         return results_of(self._facts(record, test), alpha)
@@ -224,7 +235,14 @@ class Desk:
 
     # --- acting ---------------------------------------------------------------------------------------------------
 
-    def act(self, test: Test, action: str, author: Author, evidence: dict[str, Any], **change: Any) -> None:
+    def act(
+        self,
+        test: Test,
+        action: str,
+        author: Author,
+        evidence: dict[str, Any],
+        **change: Any,  # noqa: ANN401
+    ) -> None:
         """Do what was decided: one change of the registry, served by all workers when this returns."""
         registry, model = self._registry, test.model
         if action in {"roll_back", "finish"}:
@@ -296,6 +314,25 @@ class Desk:
                 "webhook_secret: expected 24 to 64 bytes in base64, with or without whsec_ before them"
             ) from error
 
+    def keep_copies(
+        self,
+        shadows: Mapping[tuple[str, int], ShadowCounts],
+        scores: Mapping[tuple[Place, int], float],
+    ) -> None:
+        """Write down what shadows did, and the champion's scores by entity and segment."""
+        metrics = {place.model: self._registry.model(place.model).metrics for place, _ in scores}
+
+        def work(writer: Writer) -> None:
+            for (model, test), counts in shadows.items():
+                writer.shadow(model, test, counts)
+            for (place, segment), score in scores.items():
+                unit = writer.find(place)
+                show = None if unit is None else unit.show(segment)
+                if unit is not None and show is not None:
+                    writer.change(place, unit, metrics[place.model], lambda _, s=show, x=score: _score(s, x))
+
+        self.events.write(work)
+
     def follow(self, record: ModelRecord, test: Test) -> None:
         """Note how the numbers of a running test go, now and then."""
         now = round(time.time() * 1000)
@@ -325,3 +362,7 @@ class Desk:
             tests = [int(test.id) for test in self._registry.tests(model)]
             gone += self.events.forget(model, tests, entity)
         return gone
+
+
+def _score(show: Show, champion: float) -> None:
+    show.champion = champion

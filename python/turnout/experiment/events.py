@@ -8,7 +8,7 @@ tally    / model / test                          Tally
 quality  / model / version / test                LabelCounts
 shadow   / model / test                          ShadowCounts
 outcome  / number                                Logged
-once     / hash                                  number of the outcome that had this id
+once     / hash                                  (nothing: an outcome of this id has come)
 latency  / model / test                          histograms by version, kept when a test ends
 trail    / model / test                          Trail
 clock                                            Anchor
@@ -39,6 +39,7 @@ T = TypeVar("T")
 MATURE_AT_ONCE = 20_000
 """Exposures that one transaction lets mature, so that others are not kept waiting."""
 
+ONCE, OUTCOME = key("once", b""), key("outcome", b"")
 pack = msgspec.msgpack.Encoder().encode
 UNIT = msgspec.msgpack.Decoder(Unit)
 SEGMENT = msgspec.msgpack.Decoder(SegmentCounts)
@@ -88,7 +89,7 @@ class Place(NamedTuple):
     entity: bytes
 
 
-class Logged(msgspec.Struct, array_like=True):
+class Logged(msgspec.Struct, array_like=True, gc=False):
     """An outcome as it came, and what became of it."""
 
     ms: int
@@ -128,7 +129,7 @@ class Writer:
         self._tallies: dict[tuple[str, int], Tally] = {}
         self._qualities: dict[tuple[str, int, int], LabelCounts] = {}
         self._cursors: dict[tuple[str, int, str], int] = {}
-        self._next: int | None = None
+        self._heads: dict[tuple[str, int], bytes] = {}
         self._log: list[Logged] = []
 
     # --- records ------------------------------------------------------------------------------------------------
@@ -137,11 +138,19 @@ class Writer:
         """The unit of an entity, if it was ever seen; changes to it are kept."""
         unit = self._units.get(place)
         if unit is None:
-            found = self._t.get(key("unit", place.model, place.test, place.entity))
+            found = self._t.get(self._unit_key(place))
             if found is None:
                 return None
             unit = self._units[place] = UNIT.decode(found)
         return unit
+
+    def _unit_key(self, place: Place) -> bytes:
+        """The key of a unit. Of many in one test the beginning is the same, and made once."""
+        at = (place.model, place.test)
+        head = self._heads.get(at)
+        if head is None:
+            head = self._heads[at] = key("unit", *at, b"")
+        return head + place.entity
 
     def unit(self, place: Place) -> Unit:
         """The unit of an entity, made if it was never seen."""
@@ -213,6 +222,15 @@ class Writer:
         if unit.crossed and not crossed:
             self.tally(place.model, place.test).crossed += 1
 
+    def observe(self, place: Place, unit: Unit, show: Show, metric: Metric, value: float) -> None:
+        """Take an outcome of an exposure in: what `change` would do, for one metric of one exposure."""
+        counted = show.ms <= self.cursor(place.model, place.test, metric.name)
+        if counted:
+            self._count(place, unit, metric, show, -1)
+        unit.observe(metric, show.segment, value)
+        if counted:
+            self._count(place, unit, metric, show, 1)
+
     def expose(self, place: Place, unit: Unit, show: Show, metrics: Iterable[Metric]) -> None:
         """Add an exposure to a unit."""
         metrics = tuple(metrics)
@@ -261,12 +279,12 @@ class Writer:
     def log(self, logged: Logged) -> None:
         """Add an outcome to the log."""
         if logged.once:
-            self._t.put(key("once", logged.once), logged.ms.to_bytes(8, "big", signed=True))
+            self._t.put(ONCE + logged.once, b"")
         self._log.append(logged)
 
     def seen(self, once: bytes) -> bool:
         """Whether an outcome of this id has come before."""
-        return self._t.get(key("once", once)) is not None
+        return self._t.get(ONCE + once) is not None
 
     def shadow(self, model: str, test: int, counts: ShadowCounts) -> None:
         """Add what shadows did."""
@@ -278,7 +296,7 @@ class Writer:
         """Write everything."""
         put = self._t.put
         for place, unit in self._units.items():
-            put(key("unit", *place), pack(unit))
+            put(self._unit_key(place), pack(unit))
         for at, segment in self._segments.items():
             put(key("counts", *at), pack(segment))
         for at, tally in self._tallies.items():
@@ -291,8 +309,8 @@ class Writer:
         if self._log:
             last = self._t.last("outcome")
             number = 0 if last is None else int.from_bytes(last[0], "big")
-            for number, logged in enumerate(self._log, number + 1):
-                put(key("outcome", number), pack(logged))
+            for place, logged in enumerate(self._log, number + 1):
+                put(OUTCOME + place.to_bytes(8, "big"), pack(logged))
 
 
 class Events:

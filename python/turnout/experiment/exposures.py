@@ -70,7 +70,7 @@ class Exposures:
     """
 
     def __init__(
-        self, events: Events, signers: Signers, seen: Callable[[bool], None] = lambda bad: None
+        self, events: Events, signers: Signers, seen: Callable[[bool], None] = lambda _: None
     ) -> None:
         self._events = events
         self._signers = signers

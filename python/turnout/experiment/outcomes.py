@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
 
@@ -42,7 +42,7 @@ SETTLE_SECONDS = 0.3
 """How long an outcome that came before its exposure was written waits for it: a little more than workers take."""
 
 
-class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """Something observed about an entity, or about one prediction. With an `id` it counts once, however often it comes."""
 
     model: str
@@ -54,7 +54,7 @@ class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     id: str | None = None
 
 
-class Attributed(msgspec.Struct, frozen=True, omit_defaults=True):
+class Attributed(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What became of an outcome: to which version and segment of which test it belongs, or why it is invalid."""
 
     state: State
@@ -65,19 +65,16 @@ class Attributed(msgspec.Struct, frozen=True, omit_defaults=True):
     detail: str | None = None
 
 
-class Known(NamedTuple):
-    """What is known of a model: its records, the tests whose outcomes may still come, newest first."""
+class Known:
+    """What is known of a model: its records, the tests whose outcomes may still come, newest first, its metrics by name."""
 
-    record: ModelRecord
-    tests: Sequence[Test]
-
-    @property
-    def metrics(self) -> dict[str, Metric]:
-        """Declared metrics by name."""
-        return {metric.name: metric for metric in self.record.model.metrics}
+    def __init__(self, record: ModelRecord, tests: Sequence[Test]) -> None:
+        self.record = record
+        self.tests = tests
+        self.metrics = {metric.name: metric for metric in record.model.metrics}
 
 
-class Item(msgspec.Struct):
+class Item(msgspec.Struct, gc=False):
     """An outcome that can be stored."""
 
     outcome: Outcome
@@ -385,34 +382,30 @@ def _join(writer: Writer, item: Item, unit: Unit | None, show: Show | None) -> t
 
 def _join_label(writer: Writer, item: Item, unit: Unit | None, show: Show | None) -> tuple[State, Value]:
     """A label is joined to the prediction that the receipt is of, else to what the entity was first told."""
-    receipt, version, scheme = item.receipt, item.version, item.scheme
     said = item.outcome.value
-    if receipt is None:
-        if show is None:
-            return "unexposed", said
-        version = item.known.record.versions.get(show.arm)
-        if version is None:
-            return "unexposed", said
-        scheme = scheme_of(version, item.metric)
-        score, predicted = show.score, show.predicted
-        if unit is not None and show.segment in unit.cells.get(item.metric.name, {}):
+    version, scheme = item.version, item.scheme
+    labelled = unit is not None and show is not None and show.segment in unit.cells.get(item.metric.name, {})
+    if item.receipt is not None:
+        test, score, predicted = item.receipt.test, item.receipt.score, item.receipt.predicted
+    elif show is not None and item.place is not None:
+        if labelled:
             return "duplicate", said
+        version = item.known.record.versions.get(show.arm)
+        scheme = None if version is None else scheme_of(version, item.metric)
+        test, score, predicted = item.place.test, show.score, show.predicted
     else:
-        score, predicted = receipt.score, receipt.predicted
+        return "unexposed", said
     if version is None or scheme is None:
         return "unexposed", said
     try:
         truth = scheme.truth(said)
     except InvalidOutcome:
         return "invalid", said
-    test = 0 if item.place is None else item.place.test
-    if receipt is not None:
-        test = receipt.test
-    right = judge(scheme, truth, score, predicted, writer.quality(item.outcome.model, version.ordinal, test))
+    counts = writer.quality(item.outcome.model, version.ordinal, test)
+    right = judge(scheme, truth, score, predicted, counts)
     if right is None:
         return "unexposed", said
-    known = unit is not None and show is not None and show.segment in unit.cells.get(item.metric.name, {})
-    if show is not None and unit is not None and item.place is not None and not known:
+    if show is not None and unit is not None and item.place is not None and not labelled:
         _observe(writer, item, item.place, unit, show, right)
     return "attributed", said
 
@@ -421,7 +414,7 @@ def _observe(writer: Writer, item: Item, place: Place, unit: Unit, show: Show, v
     metric = item.metric
     if show.segment not in unit.cells.get(metric.name, {}):
         writer.segment(place.model, place.test, show.segment).arm(show.arm).metric(metric.name).joined += 1
-    writer.change(place, unit, (metric,), lambda unit: unit.observe(metric, show.segment, value))
+    writer.observe(place, unit, show, metric, value)
 
 
 def _tally(writer: Writer, item: Item, state: State) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from turnout._core import Totals
 from turnout.domain import Test, Version
 from turnout.experiment.counts import ArmCounts, MetricCounts, SegmentCounts, TestCounts
-from turnout.experiment.decisions import decide, default_guardrails
+from turnout.experiment.decisions import Decision, decide, default_guardrails
 from turnout.experiment.events import Point
 from turnout.experiment.evidence import (
     EVENTS,
@@ -88,11 +88,11 @@ def results_of(facts: Facts, alpha: float = ALPHA) -> Results:
     test, segments = facts.test, facts.counts.segments
     baseline = test.baseline or next(iter(test.weights))
     pairs = [Pair(baseline, arm) for arm in test.weights if arm != baseline]
-    metrics = tuple(_metric(facts, metric, baseline, pairs, alpha) for metric in facts.metrics)
+    metrics = tuple(_metric(facts, metric, pairs, alpha) for metric in facts.metrics)
     events = tuple(found for pair in pairs for found in _bad_events(facts, pair))
     ratio = tuple(_sample_ratio(facts))
     tally = facts.counts.tally
-    decision = decide(test, facts.metrics, segments, facts.now, facts.errors_of) if test.plan else None
+    decision = _decision(facts) if test.plan else None
     recommendation, reason = recommend(metrics, events, ratio)
     if decision is not None and test.status == "running":
         if decision.action == "roll_back":
@@ -135,10 +135,15 @@ def results_of(facts: Facts, alpha: float = ALPHA) -> Results:
     )
 
 
+def _decision(facts: Facts) -> Decision:
+    counts = facts.counts
+    return decide(facts.test, facts.metrics, counts.segments, facts.now, facts.errors_of, counts.shadow)
+
+
 # --- metrics --------------------------------------------------------------------------------------------------------
 
 
-def _metric(facts: Facts, metric: Metric, baseline: str, pairs: Sequence[Pair], alpha: float) -> MetricResult:
+def _metric(facts: Facts, metric: Metric, pairs: Sequence[Pair], alpha: float) -> MetricResult:
     segments = facts.counts.segments
     error_metric = metric.name in facts.errors_of
     direction = "down" if better_sign(metric, error_metric=error_metric) < 0 else "up"

@@ -17,7 +17,7 @@ BAD = SLOW + LEVELS
 NEVER = 2**62
 
 
-class Show(msgspec.Struct, array_like=True):
+class Show(msgspec.Struct, array_like=True, gc=False):
     """The first time that an arm answered the entity in one segment (revision) of the test: an exposure.
 
     `ms` is in Unix milliseconds. `score` and `predicted` are what the version said, `champion` what the baseline says of
@@ -34,7 +34,7 @@ class Show(msgspec.Struct, array_like=True):
     apart: int = NEVER
 
 
-class Cell(msgspec.Struct, array_like=True):
+class Cell(msgspec.Struct, array_like=True, gc=False):
     """What was observed of one metric after one exposure: the value so far, and the number of outcomes."""
 
     value: float = 0.0

@@ -1,0 +1,5 @@
+"""How long a test will take."""
+
+
+def size_test() -> None:
+    """Being written."""
