@@ -261,6 +261,9 @@ class _Run:
         # What a large run has taken is given back after the last one; to take it again costs some hundredths of a run.
         last = stop == len(self._rows[version]) >= SHRINK_ROWS
         parts, failed = self._answered(version, rows, inputs, shrink=last)
+        if self._serving.lanes[version].watched:
+            for part in parts:
+                self._see(version, part.rows, part.outputs)
         return parts + self._instead(version, failed) if failed else parts
 
     def _answered(
@@ -288,8 +291,6 @@ class _Run:
             second = self._answered(version, rows[half:], [array[half:] for array in inputs])
             return first[0] + second[0], first[1] + second[1]
         series.record_rows(len(rows), perf_counter_ns() - started, after - before)
-        if lane.watched:
-            self._see(version, rows, part.outputs)
         return [part], []
 
     def _see(

@@ -15,6 +15,8 @@ from turnout.experiment.statistics.counts import (
     rate_interval,
 )
 from turnout.experiment.statistics.means import (
+    LEAST_ENTITIES,
+    LEAST_EVENTS,
     Difference,
     Moments,
     difference,
@@ -108,19 +110,27 @@ def variance_reduced(segments: Sequence[SegmentCounts], pair: Pair, metric: Metr
 
 
 def has_enough(segments: Sequence[SegmentCounts], pair: Pair, metric: Metric) -> bool:
-    """Whether both arms have 100 matured entities, 20 of them with an event."""
-    for arm in pair:
-        found = [
-            segment.arms[arm].metrics.get(metric.name, MetricCounts())
-            for segment in segments
-            if arm in segment.arms
-        ]
-        n, events = sum(counts.n for counts in found), sum(counts.events for counts in found)
-        if metric.kind in {"binary", "label"}:
-            events = max(events, 20) if n - events >= 20 else min(events, n - events)
-        if not enough(n, events):
-            return False
-    return True
+    """Whether both arms have enough to be looked at: 100 matured entities, 20 of them with an event.
+
+    Where values are 0 and 1 only, 40 of each in both arms together are as good: an arm may be right, or wrong, always.
+    """
+    arms = [_together(segments, arm, metric) for arm in pair]
+    if all(counts.y == counts.yy == counts.events for counts in arms):
+        events, n = (sum(getattr(counts, field) for counts in arms) for field in ("events", "n"))
+        return (
+            min(counts.n for counts in arms) >= LEAST_ENTITIES and min(events, n - events) >= 2 * LEAST_EVENTS
+        )
+    return all(enough(counts.n, counts.events) for counts in arms)
+
+
+def _together(segments: Sequence[SegmentCounts], arm: str, metric: Metric) -> MetricCounts:
+    total = MetricCounts()
+    for segment in segments:
+        counts = segment.arms[arm].metrics.get(metric.name) if arm in segment.arms else None
+        if counts is not None:
+            total.n, total.events = total.n + counts.n, total.events + counts.events
+            total.y, total.yy = total.y + counts.y, total.yy + counts.yy
+    return total
 
 
 def guard(

@@ -129,14 +129,13 @@ class Outcomes:
                 results.append(None)
             except TurnoutError as error:
                 results.append(Attributed("invalid", code=error.code, detail=error.detail))
-        for settled in (False, True):
+        # An exposure may not have been written yet, by this process or, in the third attempt, by another one.
+        for attempt, before in enumerate((_nothing, self._settle, _wait_for_others)):
             pending = [(row, item) for row, item in items if results[row] is None]
             if not pending:
                 break
-            if settled:  # exposures that other workers have seen may not have been written yet
-                self._settle()
-                time.sleep(SETTLE_SECONDS)
-            found = self._commit([item for _, item in pending], final=settled)
+            before()
+            found = self._commit([item for _, item in pending], final=attempt == 2)
             for (row, _), result in zip(pending, found, strict=True):
                 results[row] = result
         return [result for result in results if result is not None]
@@ -230,6 +229,14 @@ class _Entry:
         self.final = final
         self.results: list[Attributed | None] | None = None
         self.error: Exception | None = None
+
+
+def _nothing() -> None:
+    """The first attempt waits for nothing."""
+
+
+def _wait_for_others() -> None:
+    time.sleep(SETTLE_SECONDS)
 
 
 def read_outcome(given: Any) -> Outcome:  # noqa: ANN401
