@@ -83,8 +83,8 @@ def enough(n: int, events: int) -> bool:
 def multiplier(n: float, tightest_at: float, alpha: float, *, one_sided: bool = False) -> float:
     """How many standard errors wide the half of the interval is, at `n` entities.
 
-    `tightest_at` is the n at which it should be tightest; infinite where n is not positive. Waudby-Smith et al. 2024,
-    eq. 8 with the rho of their appendix on tuning; one-sided: their appendix on one-sided sequences.
+    `tightest_at` is the n at which it should be tightest; infinite where n is not positive. The Gaussian mixture sequence
+    of Waudby-Smith et al. 2024 with their choice of its parameter, and their one-sided sequence.
     """
     if n <= 0:
         return math.inf
