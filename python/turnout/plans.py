@@ -174,7 +174,7 @@ def _check_steps(steps: Sequence[Step]) -> None:
             raise InvalidPlan(
                 f"step {number}: expected a share above {before.share:g}, that of the step before, found {after.share:g}"
             )
-        if after.min_entities < before.min_entities:
+        if after.min_entities < before.min_entities and not before.shadow:
             raise InvalidPlan(
                 f"step {number}: expected min_entities of at least {before.min_entities}, as many as the step before, "
                 f"found {after.min_entities}: minimums do not fall"

@@ -351,6 +351,8 @@ class Registry:
                 raise Conflict(
                     f"the plan of model {model} has {len(plan.steps)} steps; it is at the last one"
                 )
+            if plan.allocation is not None and weights is None:
+                raise Conflict(f"the plan of model {model} has no steps: its shares follow what is learnt")
             split = weights or shares_of(plan, step, str(test.baseline), str(test.candidate))
             after, moved, runs = step_test(r, head, test, split, None, Ramp(plan, str(test.candidate), since))
             moved = replace(moved, step=step)

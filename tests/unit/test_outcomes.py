@@ -221,7 +221,7 @@ INVALID = {
         "a time that has been",
     ),
     "no zone": (
-        {"metric": "bought", "value": 1, "entity_id": 1, "time": datetime(2020, 1, 1)},  # noqa: DTZ001
+        {"metric": "bought", "value": 1, "entity_id": 1, "time": datetime(2020, 1, 1)},
         errors.InvalidOutcome,
         "with a zone",
     ),
@@ -244,6 +244,21 @@ INVALID = {
         "nobody",
     ),
     "bad entity": ({"metric": "bought", "value": 1, "entity_id": 1.5}, errors.InvalidOutcome, "entity_id"),
+    "400 digits": (
+        {"metric": "visits", "value": 10**400, "entity_id": 1},
+        errors.InvalidOutcome,
+        "a larger one",
+    ),
+    "lone surrogate": (
+        {"metric": "bought", "value": 1, "prediction_id": "\ud800"},
+        errors.InvalidReceipt,
+        "altered",
+    ),
+    "class of 5 by entity": (
+        {"metric": "label", "value": 5, "entity_id": 1},
+        errors.InvalidOutcome,
+        "0 to 1",
+    ),
     "class of 5": (None, errors.InvalidOutcome, "0 to 1"),
 }
 
@@ -292,8 +307,9 @@ def test_threads_share_commits_and_none_is_lost(hub: turnout.Turnout) -> None:
     states: list[str] = []
 
     def send(n: int) -> None:
-        for k in range(20):
-            states.append(tell(hub, metric="visits", value=1, entity_id=n, id=f"{n}/{k % 10}").state)
+        states.extend(
+            tell(hub, metric="visits", value=1, entity_id=n, id=f"{n}/{k % 10}").state for k in range(20)
+        )
 
     threads = [threading.Thread(target=send, args=(n,)) for n in range(8)]
     for thread in threads:
@@ -323,10 +339,13 @@ def test_a_receipt_of_elsewhere_is_refused(hub: turnout.Turnout, tmp_path: Path)
     for other in (text[:-1] + ("A" if text[-1] != "A" else "B"), text[:-1], text + "A", "", "é" * 80):
         with pytest.raises(errors.InvalidReceipt):
             hub.read_receipt("m", other)
-    with pytest.raises(errors.InvalidReceipt):
+    with pytest.raises(errors.ModelNotFound):
         hub.read_receipt("other", text)
-    with turnout.open(tmp_path / "elsewhere") as elsewhere, pytest.raises(errors.InvalidReceipt):
-        elsewhere.read_receipt("m", text)
+    with pytest.raises(errors.InvalidReceipt):
+        hub.desk.signers.read("other", text)
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(errors.InvalidReceipt):
+        Signers(tmp_path / "elsewhere").read("m", text)
 
 
 def test_who_has_the_key_can_read_receipts_on_another_machine(hub: turnout.Turnout, tmp_path: Path) -> None:
@@ -354,6 +373,31 @@ def test_a_receipt_brings_back_an_exposure_that_was_lost(hub: turnout.Turnout) -
         "attributed", version=answer.version, test="1", segment=1
     )
     assert hub.results("m").entities == 1
+
+
+def test_an_early_receipt_leaves_the_guardrails_their_eyes(tmp_path: Path) -> None:
+    with turnout.open(tmp_path / "data", device="cpu") as hub:
+        register(hub, v1=constant_label(0), v2=failing_model())
+        hub.declare_metrics("m", [BOUGHT])
+        hub.configure_test("m", {"v1": 0.5, "v2": 0.5})
+        answer = hub.predict("m", [0, 0], entity_id="first")
+        lost = [scope.watch.drain() for scope in hub.desk.exposures._scopes.values()]
+        assert lost
+        tell(hub, metric="bought", value=1, prediction_id=answer.prediction_id)
+        for n in range(200):
+            hub.predict("m", [n % 2, 0], entity_id=n)
+        results = hub.results("m")
+        assert results.segments[0].shares == {"v1": 0.5, "v2": 0.5}
+        assert results.segments[0].started_at.year > 2000
+        assert next(bad for bad in results.bad_events if bad.metric == "errors").worse
+
+
+def test_an_id_is_used_up_only_by_what_counts(hub: turnout.Turnout) -> None:
+    hub.configure_test("m", {"v1": 0.5, "v2": 0.5})
+    early = {"metric": "bought", "value": 1, "entity_id": "u", "id": "once"}
+    assert tell(hub, **early).state == "unexposed"
+    hub.predict("m", [1, 2], entity_id="u")
+    assert [tell(hub, **early).state for _ in range(2)] == ["attributed", "duplicate"]
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -418,6 +462,23 @@ def test_an_entity_is_forgotten_everywhere(hub: turnout.Turnout) -> None:
     assert hub.results("m").entities == 5  # counts stay
     past = utc_now() - timedelta(seconds=2)
     assert tell(hub, metric="bought", value=1, entity_id=3, time=past).state == "unexposed"
+
+
+def test_who_was_forgotten_does_not_come_back(hub: turnout.Turnout) -> None:
+    hub.configure_test("m", {"v1": 0.5, "v2": 0.5})
+    answer = hub.predict("m", [1, 2], entity_id="u")
+    with turnout.open(
+        hub.data
+    ) as other:  # which has not seen this one, and forgets it before it is written down
+        other.forget_entity("u")
+    hub.desk.exposures.flush()
+    for metric, value in (("bought", 1), ("label", 1)):
+        assert tell(hub, metric=metric, value=value, prediction_id=answer.prediction_id).state == "unexposed"
+    assert hub.results("m").entities == 0
+    assert list(hub.desk.events.outcomes("m")) == []
+    time.sleep(0.002)
+    hub.predict("m", [1, 2], entity_id="w")
+    assert hub.results("m").entities == 1
 
 
 def test_old_outcomes_and_exposures_go(hub: turnout.Turnout) -> None:

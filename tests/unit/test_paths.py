@@ -37,7 +37,10 @@ SHAPES = [
         for verb in ("activate", "predict", "batch", "test", "test/promote", "tests")
     ),
     *(f"/v1/models/{{m}}/{verb}" for verb in ("overrides", "versions", "history", "compare", "rollback")),
+    *(f"/v1/models/{{m}}/{verb}" for verb in ("metrics", "quality", "distribution")),
+    *(f"/v1/models/{{m}}/test/{verb}" for verb in ("results", "pause", "resume", "approve", "skip")),
     "/v1/models/{m}/assignments/{e}",
+    "/v1/models/{m}/receipts/{e}",
     "/v1/models/{m}/overrides/{e}",
     "/v1/models/{m}/versions/{v}",
     "/v1/models/{m}/versions/{v}/predict",
@@ -54,6 +57,12 @@ def test_a_decoded_path_is_encoded_as_it_was(shape: str, model: str) -> None:
         assert encoded(unquote(path)) == path.encode()
 
 
+@pytest.mark.parametrize("entity", [*NAMES, "a/", "/a", "/", "v1/models/m/predict", "a\nb"])
+def test_a_decoded_path_of_an_entity_is_encoded_as_it_was(entity: str) -> None:
+    path = f"/v1/entities/{quote(entity, safe='')}"
+    assert encoded(unquote(path)) == path.encode()
+
+
 def test_paths_without_names_and_of_no_route_stay_as_they_are() -> None:
     for path in (
         "/",
@@ -61,6 +70,8 @@ def test_paths_without_names_and_of_no_route_stay_as_they_are() -> None:
         "/v1/models",
         "/v1/status",
         "/schema/openapi.json",
+        "/v1/outcomes",
+        "/v1/entities/",
         "/v1/models//predict",
         "//x",
         "",

@@ -19,7 +19,7 @@ from turnout.affinity import roam
 from turnout.api import experiments, models, ops, predict, registry, tests, versions
 from turnout.api.front import Front
 from turnout.api.predictions import check_json
-from turnout.api.problems import of_anything, of_litestar, of_turnout
+from turnout.api.problems import of_anything, of_litestar, of_turnout, of_unreadable
 from turnout.api.writes import author
 from turnout.errors import InvalidRequest, TurnoutError, UnsupportedMediaType
 from turnout.service import Turnout
@@ -76,7 +76,13 @@ def application(
             "author": Provide(author, sync_to_thread=False),
         },
         middleware=[named, json_only],
-        exception_handlers={TurnoutError: of_turnout, HTTPException: of_litestar, Exception: of_anything},
+        exception_handlers={
+            TurnoutError: of_turnout,
+            HTTPException: of_litestar,
+            RecursionError: of_unreadable,
+            UnicodeDecodeError: of_unreadable,
+            Exception: of_anything,
+        },
         on_startup=on_startup,
         on_shutdown=on_shutdown,
         openapi_config=OpenAPIConfig(

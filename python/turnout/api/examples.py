@@ -10,6 +10,8 @@ from litestar.openapi.spec import Example
 
 from turnout.api.problems import MEDIA_TYPE, Problem, plain
 
+RECEIPT = "ARkBohve-GJwvXf3yREAAW0ulwf2232nn9njsm50EdoAAAACAAAAAQAAAAE_QAAAm-ZJ28O48WXVuTFt"
+"""A prediction id: which version of churn answered whom, when, in which test, and a signature."""
 PREDICTIONS = [
     Example(
         summary="Features by name",
@@ -25,7 +27,7 @@ ANSWERS = [
         value={
             "model": "churn",
             "version": "v2.0",
-            "prediction_id": "0193f0a2-6f0e-7c1e-b7a4-2f6f2f6a1c55",
+            "prediction_id": RECEIPT,
             "reason": "test",
             "outputs": {"label": 1, "probabilities": [0.1, 0.9]},
         },
@@ -65,7 +67,65 @@ SPLITS = [
         summary="Even, with a salt of one's own",
         value={"splits": {"v1.0": 0.5, "v2.0": 0.5}, "salt": "spring"},
     ),
+    Example(
+        summary="A ramp that goes on by itself, and back where errors or refunds rise",
+        value={
+            "splits": {"v1.0": 0.95, "v2.0": 0.05},
+            "plan": {
+                "steps": [
+                    {"share": 0.05, "dwell_seconds": 3600, "min_entities": 500},
+                    {"share": 0.5, "dwell_seconds": 86400, "min_entities": 5000, "approval": True},
+                ],
+                "guardrails": [{"metric": "errors", "margin": 0.1, "hard_limit": 0.5}, {"metric": "refund"}],
+                "at_end": "promote",
+            },
+        },
+    ),
 ]
+METRICS = [
+    Example(
+        summary="A conversion to decide on, and refunds that may not rise by a tenth",
+        value={
+            "metrics": [
+                {"name": "kept", "kind": "binary", "role": "primary", "window_seconds": 604800},
+                {"name": "refund", "kind": "binary", "direction": "down", "role": "guardrail", "margin": 0.1},
+                {"name": "left", "kind": "label"},
+            ],
+            "reason": "agreed with marketing",
+        },
+    )
+]
+OUTCOMES = [
+    Example(
+        summary="Of an entity, as one thing",
+        value={"model": "churn", "metric": "kept", "value": 1, "entity_id": "user-101", "id": "order-7"},
+    ),
+    Example(
+        summary="Of predictions, as a list",
+        value=[
+            {"model": "churn", "metric": "kept", "value": True, "prediction_id": RECEIPT},
+            {"model": "churn", "metric": "left", "value": 0, "prediction_id": RECEIPT},
+        ],
+    ),
+]
+ATTRIBUTED = [
+    Example(summary="Of one", value={"state": "attributed", "version": "v2.0", "test": "1", "segment": 1}),
+    Example(
+        summary="Of a list",
+        value={
+            "results": [
+                {"state": "attributed", "version": "v2.0", "test": "1", "segment": 1},
+                {
+                    "state": "invalid",
+                    "code": "invalid_metric",
+                    "detail": "model churn has no metric 'left': expected one of kept, refund",
+                },
+            ],
+            "counts": {"attributed": 1, "invalid": 1},
+        },
+    ),
+]
+WHY = [Example(summary="With a reason", value={"reason": "waiting for the holidays to end"})]
 PROMOTION = [Example(summary="End the test with a winner", value={"version": "v2.0", "reason": "won"})]
 OVERRIDE = [Example(summary="Send an entity to a version", value={"version": "v2.0"})]
 

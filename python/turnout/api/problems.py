@@ -40,6 +40,9 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
 NO_BODY = "'data'"
 """What Litestar says of a body that did not come: it has looked for its own argument."""
 
+DECODER = "decode_json"
+"""The function of Litestar that reads bodies; it lets these two errors of msgspec pass."""
+
 
 def plain(status: int, detail: str) -> Problem:
     """A problem that is about HTTP itself and has no exception of ours."""
@@ -76,6 +79,17 @@ def of_litestar(request: Request[Any, Any, Any], error: HTTPException) -> Respon
         return of_anything(request, error)
     document = plain(error.status_code, _told(request, error))
     return _response(msgspec.json.encode(document), document.status, dict(error.headers or {}))
+
+
+def of_unreadable(
+    request: Request[Any, Any, Any], error: RecursionError | UnicodeDecodeError
+) -> Response[bytes]:
+    """Answer a body that is nested deeper than can be read, or no UTF-8; anywhere else the same error is unexpected."""
+    if traceback.extract_tb(error.__traceback__)[-1].name != DECODER:
+        return of_anything(request, error)
+    found = "one that is nested too deeply" if isinstance(error, RecursionError) else str(error)
+    document = plain(400, f"expected a JSON body in UTF-8, found {found}")
+    return _response(msgspec.json.encode(document), document.status)
 
 
 def of_anything(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

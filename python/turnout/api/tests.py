@@ -62,9 +62,7 @@ def configure_test(
     With a `plan` the test goes on by itself: forward through its steps, back where a guardrail breaks. New splits
     without a plan pause the plan that the test has.
     """
-    started = hub.configure_test(
-        model, data.splits, data.salt, plan=data.plan, reason=data.reason, **author
-    )
+    started = hub.configure_test(model, data.splits, data.salt, plan=data.plan, reason=data.reason, **author)
     return changed(hub, started)
 
 

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from turnout.cli import reads, releases, score, system
+from turnout.cli import experiment, outcomes, reads, releases, results, score, system
 from turnout.cli.context import Context, common
 from turnout.cli.text import plain
 from turnout.errors import TurnoutError
@@ -22,7 +22,16 @@ def turnout() -> None:
     """
 
 
-for command in (*system.COMMANDS, *releases.COMMANDS, *reads.COMMANDS, *score.COMMANDS):
+COMMANDS = (
+    *system.COMMANDS,
+    *releases.COMMANDS,
+    *experiment.COMMANDS,
+    results.results,
+    *outcomes.COMMANDS,
+    *reads.COMMANDS,
+    *score.COMMANDS,
+)
+for command in COMMANDS:
     turnout.add_command(command)
 
 

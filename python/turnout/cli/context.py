@@ -32,7 +32,7 @@ class Context:
         self.json = False
         self.actor: str = user_name()
         self.console = Console(highlight=False, markup=False, emoji=False)
-        self._errors = Console(stderr=True, highlight=False)
+        self.errors = Console(stderr=True, highlight=False)
 
     def resolved(self, **flags: Any) -> Resolved:  # noqa: ANN401
         """The settings, and where each comes from."""
@@ -62,8 +62,8 @@ class Context:
     @contextmanager
     def progress(self, doing: str) -> Generator[None]:
         """Say on a terminal what is being done, for as long as it takes."""
-        if doing and self._errors.is_terminal and not self.json:
-            with self._errors.status(Text(f"{plain(doing)} …")):
+        if doing and self.errors.is_terminal and not self.json:
+            with self.errors.status(Text(f"{plain(doing)} …")):
                 yield
         else:
             yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,9 +10,9 @@ import click
 import msgspec
 
 from turnout.cli.context import Context, reason
-from turnout.cli.show import answer, facts, table
+from turnout.cli.show import answer, facts, table, table_of_test
 from turnout.client import Client
-from turnout.domain import SessionOptions, Test, Version
+from turnout.domain import SessionOptions, Version
 from turnout.errors import InvalidSplit, NotFound
 
 T = TypeVar("T")
@@ -123,21 +124,37 @@ def rollback(context: Context, model: str, version: str | None, reason: str) -> 
 @click.argument("model")
 @click.argument("weights", nargs=-1, metavar="[VERSION=WEIGHT]...")
 @click.option("--salt", help="Hashed in front of the entity id; by default one of its own for each test.")
+@click.option(
+    "--plan",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="How the test goes on by itself: JSON, or TOML where the name ends with .toml.",
+)
 @click.option("--stop", is_flag=True, help="End the test; the active version takes all traffic.")
 @reason
 @click.pass_obj
 def test(
-    context: Context, model: str, weights: tuple[str, ...], salt: str | None, stop: bool, reason: str
+    context: Context,
+    model: str,
+    weights: tuple[str, ...],
+    salt: str | None,
+    plan: Path | None,
+    stop: bool,
+    reason: str,
 ) -> None:
     """Start a test or change its weights, show it, or stop it.
 
     \b
         turnout test churn v1=0.8 v2=0.2    start, or a step of a ramp
+        turnout test churn v1=0.9 v2=0.1 --plan ramp.toml
         turnout test churn                  show
         turnout test churn --stop           end
     """  # noqa: D301 - the mark that keeps click from wrapping
     if stop and weights:
         raise click.UsageError("--stop takes no weights")
+    if plan is not None and not weights:
+        raise click.UsageError("--plan needs the versions and their weights, such as v1=0.9 v2=0.1")
+    planned = None if plan is None else _plan(plan)
     with context.backend(f"changing the test of {model}" if weights or stop else "") as backend:
         if stop:
             found = backend.stop_test(model, actor=context.actor, reason=reason)
@@ -145,10 +162,12 @@ def test(
             split = dict(_pair(weight, "a weight") for weight in weights)
             if len(split) < len(weights):
                 raise InvalidSplit("a version is named twice")
-            found = backend.configure_test(model, split, salt, actor=context.actor, reason=reason)
+            found = backend.configure_test(
+                model, split, salt, plan=planned, actor=context.actor, reason=reason
+            )
         else:
             found = backend.get_test(model)
-    answer(context, found, f"no test runs on {model}" if found is None else _test(found))
+    answer(context, found, f"no test runs on {model}" if found is None else table_of_test(found))
 
 
 @click.command()
@@ -215,10 +234,13 @@ def _version(version: Version) -> Any:  # noqa: ANN401
     )
 
 
-def _test(test: Test) -> Any:  # noqa: ANN401
-    rows = [(arm.version, f"{arm.weight:.1%}", arm.slots) for arm in test.arms]
-    title = f"test {test.id} of {test.model}, revision {test.revision}, {test.status}, salt {test.salt}"
-    return table(title, ("arm", "weight", "slots"), rows)
+def _plan(file: Path) -> dict[str, Any]:
+    try:
+        if file.suffix.lower() == ".toml":
+            return tomllib.loads(file.read_text("utf-8"))
+        return msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+    except (msgspec.DecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"--plan: {file}: {error}") from error
 
 
 def _arrived(backend: Any) -> str:  # noqa: ANN401

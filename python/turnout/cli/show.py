@@ -12,6 +12,10 @@ from rich.table import Table
 
 from turnout.cli.context import Context
 from turnout.cli.text import plain
+from turnout.domain import Test
+
+MARKS = str.maketrans("", "", "%+-,")
+"""What numbers have beside digits and a point."""
 
 
 def answer(context: Context, value: Any, *tables: Table | str) -> None:  # noqa: ANN401
@@ -75,5 +79,27 @@ def seconds(value: float | None) -> str:
     )
 
 
+def duration(value: float) -> str:
+    """A longer time, in the unit that fits."""
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g} s"
+
+
+def table_of_test(test: Test) -> Table:
+    """A test, and where its plan is."""
+    rows = [(arm.version, f"{arm.weight:.1%}", arm.slots) for arm in test.arms]
+    title = f"test {test.id} of {test.model}, revision {test.revision}, {test.status}, salt {test.salt}"
+    return table(f"{title}{_step(test)}", ("arm", "weight", "slots"), rows)
+
+
+def _step(test: Test) -> str:
+    if test.plan is None:
+        return ""
+    steps = f"step {test.step + 1} of {len(test.plan.steps)}" if test.plan.steps else "by allocation"
+    return f", {steps}{', paused' if test.paused else ''}{', approved' if test.approved else ''}"
+
+
 def _is_number(cell: str) -> bool:
-    return cell == "-" or cell.replace(".", "", 1).replace("%", "").replace("-", "").isdigit()
+    return cell == "-" or cell.replace(".", "", 1).translate(MARKS).isdigit()

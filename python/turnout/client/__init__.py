@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -15,12 +15,16 @@ import msgspec
 from turnout.client.wire import (
     JSON,
     TAR,
+    Forgotten,
+    ReceiptDocument,
+    Recorded,
     ServerUnreachable,
     Tee,
     change_of,
     decode,
     document_of,
     encode,
+    entity_path,
     error_of,
     headers_of,
     model_file,
@@ -41,7 +45,18 @@ from turnout.domain import (
     Test,
     Version,
 )
-from turnout.errors import InvalidRequest, ModelNotFound, NotFound, TestNotFound, VersionNotFound
+from turnout.errors import (
+    InvalidMetric,
+    InvalidRequest,
+    ModelNotFound,
+    NotFound,
+    TestNotFound,
+    VersionNotFound,
+)
+from turnout.experiment.outcomes import MAX_OUTCOMES, Attributed, Outcome
+from turnout.experiment.receipts import Receipt
+from turnout.experiment.results import Results, VersionQuality
+from turnout.plans import Metric, Plan
 
 __all__ = ["Client", "ServerUnreachable"]
 
@@ -204,12 +219,13 @@ class Client:
         weights: Mapping[str, float],
         salt: str | None = None,
         *,
+        plan: Plan | Mapping[str, Any] | None = None,
         actor: str | None = None,
         reason: str = "",
         revision: int | None = None,
     ) -> Test:
-        """Start a test, or move a running one to new weights."""
-        body = {"splits": dict(weights), "salt": salt, "reason": reason}
+        """Start a test, or move a running one to new weights; with a `plan` it goes on by itself."""
+        body = {"splits": dict(weights), "salt": salt, "plan": plan, "reason": reason}
         answer = self._send("PUT", path_of(model, "test"), body, headers=headers_of(actor, revision))
         return decode(answer, Test)
 
@@ -242,6 +258,30 @@ class Client:
     ) -> Test:
         """End the test; the active version takes all traffic."""
         return decode(self._delete(path_of(model, "test"), reason, actor, revision), Test)
+
+    def pause_test(
+        self, model: str, *, actor: str | None = None, reason: str = "", revision: int | None = None
+    ) -> Test:
+        """Keep a planned test at its step until it is resumed; guardrails go on to be watched."""
+        return self._post(model, ["test", "pause"], {"reason": reason}, Test, actor, revision)
+
+    def resume_test(
+        self, model: str, *, actor: str | None = None, reason: str = "", revision: int | None = None
+    ) -> Test:
+        """Let a paused test go on; the dwell time of its step begins anew."""
+        return self._post(model, ["test", "resume"], {"reason": reason}, Test, actor, revision)
+
+    def approve_step(
+        self, model: str, *, actor: str | None = None, reason: str = "", revision: int | None = None
+    ) -> Test:
+        """Say that a planned test may leave its step once all else allows it."""
+        return self._post(model, ["test", "approve"], {"reason": reason}, Test, actor, revision)
+
+    def skip_step(
+        self, model: str, *, actor: str | None = None, reason: str = "", revision: int | None = None
+    ) -> Test:
+        """Take a planned test to its next step now, whatever it still waits for."""
+        return self._post(model, ["test", "skip"], {"reason": reason}, Test, actor, revision)
 
     def set_override(
         self,
@@ -282,6 +322,59 @@ class Client:
     def overrides(self, model: str) -> dict[str, str]:
         """Version by entity id."""
         return self._get(path_of(model, "overrides"), dict[str, str])
+
+    # --- what became of it --------------------------------------------------------------------------------------
+
+    def declare_metrics(
+        self,
+        model: str,
+        metrics: Sequence[Metric | Mapping[str, Any]],
+        *,
+        actor: str | None = None,
+        reason: str = "",
+        revision: int | None = None,
+    ) -> tuple[Metric, ...]:
+        """Say what is measured of a model; replaces what was said before."""
+        if isinstance(metrics, Mapping | str):
+            raise InvalidMetric(f"expected a list of metrics, found {type(metrics).__name__}")
+        body = {"metrics": list(metrics), "reason": reason}
+        answer = self._send("PUT", path_of(model, "metrics"), body, headers=headers_of(actor, revision))
+        return decode(answer, tuple[Metric, ...])
+
+    def declared_metrics(self, model: str) -> tuple[Metric, ...]:
+        """What is measured of a model."""
+        return self._get(path_of(model, "metrics"), tuple[Metric, ...])
+
+    def record_outcomes(self, outcomes: Iterable[Outcome | Mapping[str, Any]]) -> list[Attributed]:
+        """Store what was observed, any number of it, 10,000 at a time; what became of each.
+
+        Where it raises, those of the 10,000 before are stored: give outcomes an `id`, and they can be sent again.
+        """
+        if isinstance(outcomes, Mapping | str | bytes | Outcome):
+            raise InvalidRequest(f"expected a list of outcomes, found {type(outcomes).__name__}")
+        given = list(outcomes)
+        found: list[Attributed] = []
+        for start in range(0, len(given), MAX_OUTCOMES):
+            answer = self._send("POST", "/v1/outcomes", given[start : start + MAX_OUTCOMES])
+            found += decode(answer, Recorded).results
+        return found
+
+    def results(self, model: str, test_id: str | None = None, *, alpha: float = 0.05) -> Results:
+        """What a test has shown, what is recommended, and why: the running one, else the last, or that of an id."""
+        chosen = {} if test_id is None else {"test": test_id}
+        return self._get(path_of(model, "test", "results"), Results, alpha=alpha, **chosen)
+
+    def live_quality(self, model: str) -> list[VersionQuality]:
+        """What labels say of each version, in tests and outside of them, beside its offline metrics."""
+        return self._get(path_of(model, "quality"), list[VersionQuality])
+
+    def read_receipt(self, model: str, prediction_id: str) -> Receipt:
+        """What a prediction id says of its prediction. Raises InvalidReceipt for one that was not given there."""
+        return self._get(path_of(model, "receipts", prediction_id), ReceiptDocument).receipt()
+
+    def forget_entity(self, entity_id: str | int) -> int:
+        """Remove the exposures and outcomes of one entity everywhere; how many records that were. Counts stay."""
+        return decode(self._send("DELETE", entity_path(str(entity_id))), Forgotten).deleted
 
     # --- assignment and prediction ------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, TypeVar
 from urllib.parse import quote
@@ -11,8 +12,10 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from turnout.domain import Change
+from turnout.domain import Change, Reason
 from turnout.errors import InvalidModel, InvalidRequest, TurnoutError
+from turnout.experiment.outcomes import Attributed
+from turnout.experiment.receipts import Receipt
 
 T = TypeVar("T")
 JSON, TAR = b"application/json", b"application/x-tar"
@@ -23,6 +26,46 @@ class ServerUnreachable(TurnoutError):
 
     status = 503
     code = "server_unreachable"
+
+
+class Recorded(msgspec.Struct):
+    """What became of each of a list of outcomes."""
+
+    results: list[Attributed]
+
+
+class Forgotten(msgspec.Struct):
+    """How many records of an entity are gone."""
+
+    deleted: int
+
+
+class ReceiptDocument(msgspec.Struct):
+    """A receipt as JSON writes it."""
+
+    model: str
+    version_number: int
+    time: datetime
+    reason: Reason
+    entity: str | None
+    test: int
+    segment: int
+    score: float | None
+    predicted: int
+
+    def receipt(self) -> Receipt:
+        """The receipt."""
+        return Receipt(
+            model=self.model,
+            version=self.version_number,
+            time=self.time,
+            reason=self.reason,
+            entity=None if self.entity is None else bytes.fromhex(self.entity),
+            test=self.test,
+            segment=self.segment,
+            score=self.score,
+            predicted=self.predicted,
+        )
 
 
 def _by_code(root: type[TurnoutError]) -> dict[str, type[TurnoutError]]:
@@ -75,6 +118,11 @@ def model_file(path: Path) -> IO[bytes]:
 def path_of(model: str, *rest: str) -> str:
     """The path of a model, or of something of it."""
     return "/v1/models/" + "/".join(map(_segment, (model, *rest)))
+
+
+def entity_path(entity: str) -> str:
+    """The path of an entity, whatever model it met."""
+    return f"/v1/entities/{_segment(entity)}"
 
 
 def _segment(text: str) -> str:

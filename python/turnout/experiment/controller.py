@@ -14,11 +14,11 @@ from typing import Any, Protocol
 from turnout.domain import Test
 from turnout.errors import RevisionConflict, StorageError, TestNotFound, TurnoutError
 from turnout.experiment.clock import Clock
-from turnout.experiment.counts import MetricCounts, SegmentCounts, TestCounts
+from turnout.experiment.counts import SegmentCounts, TestCounts
 from turnout.experiment.decisions import ENOUGH_FOR_THRESHOLDS, Decision, decide
 from turnout.experiment.evidence import moments
 from turnout.experiment.exposures import Flusher
-from turnout.experiment.statistics.bandit import allocate
+from turnout.experiment.statistics.bandit import allocate, unbiased_mean
 from turnout.experiment.statistics.means import Moments
 from turnout.log import log
 from turnout.plans import Metric
@@ -216,7 +216,7 @@ class Controller:
         if allocation is None or now - since < allocation.every_seconds:
             return
         metric = next(metric for metric in metrics if metric.name == allocation.metric)
-        arms = {arm: _all(segments, arm, metric) for arm in test.weights}
+        arms = {arm: _learnt(segments, arm, metric) for arm in test.weights}
         self._allocated[test.model] = now
         if not all(found.n for found in arms.values()):
             return
@@ -240,13 +240,26 @@ class Controller:
             log("error", "controller_failed", model=test.model, test=test.id, detail=detail)
 
 
-def _all(segments: Sequence[SegmentCounts], arm: str, metric: Metric) -> Moments:
+def _learnt(segments: Sequence[SegmentCounts], arm: str, metric: Metric) -> Moments:
+    """What is known of an arm's mean, as sums over so many entities as would tell as much.
+
+    Each entity weighs the inverse of its arm's share when it came: rates that drift while shares move would mislead.
+    """
+    found = [
+        (
+            segment.shares.get(arm, 0.0),
+            moments(segment.arms[arm].metrics[metric.name])._replace(x=0, xx=0, xy=0),
+        )
+        for segment in segments
+        if arm in segment.arms and metric.name in segment.arms[arm].metrics
+    ]
+    estimate = unbiased_mean(found)
+    if estimate is None:
+        return Moments()
+    mean, se = estimate
     total = Moments()
-    for segment in segments:
-        if arm in segment.arms:
-            total = total.plus(
-                moments(segment.arms[arm].metrics.get(metric.name, MetricCounts()))._replace(
-                    x=0.0, xx=0.0, xy=0.0
-                )
-            )
-    return total
+    for _, one in found:
+        total = total.plus(one)
+    n = max(1, round(min(float(total.n), total.variance / se**2))) if se > 0 and total.n > 1 else total.n
+    variance = total.variance if total.n > 1 else 0.0
+    return Moments(n, mean * n, variance * max(n - 1, 0) + mean * mean * n)

@@ -16,7 +16,7 @@ from turnout.domain import Test, utc_now
 from turnout.errors import InvalidRequest, TestNotFound, TurnoutError
 from turnout.experiment.clock import Clock
 from turnout.experiment.controller import Controller, Leadership
-from turnout.experiment.counts import ShadowCounts, TestCounts
+from turnout.experiment.counts import SegmentCounts, ShadowCounts, TestCounts
 from turnout.experiment.events import Events, Place, Writer
 from turnout.experiment.exposures import Exposures, Flusher
 from turnout.experiment.labels import scheme_of
@@ -72,6 +72,7 @@ class Desk:
         self._data = data
         self._registry = host.registry
         self.signers = Signers(data)
+        self.webhook_secret()  # what is wrong with the setting is said now, and not after a decision
         self.events = Events(data, map_size=settings.map_size)
         self.clock = Clock(self.events.anchor)
         self.exposures = Exposures(self.events, self.signers, self._seen)
@@ -131,7 +132,16 @@ class Desk:
             for test in reversed(self._registry.tests(model))
             if test.ended_at is None or test.ended_at >= oldest
         ]
-        return Known(record, tests)
+        return Known(record, tests, self._began)
+
+    def _began(self, test: Test, revision: int) -> SegmentCounts:
+        """The counts of a revision of a test, before anything was counted."""
+        ledger = self._registry.ledger(test.model, test.id, revision)
+        if ledger is None:
+            return SegmentCounts(revision, 0)
+        return SegmentCounts(
+            revision, round(ledger.created_at.timestamp() * 1000), shares=dict(ledger.weights)
+        )
 
     def _record(self, model: str) -> ModelRecord:
         return self._registry.read(lambda r: r.record(r.model(model)))
@@ -307,12 +317,14 @@ class Desk:
         given = self._host.settings.webhook_secret
         if not given:
             return hashlib.blake2b(self.signers.key, digest_size=32, person=b"webhooks").digest()
+        said = "webhook_secret: expected 24 to 64 bytes in base64, with or without whsec_ before them"
         try:
-            return base64.b64decode(given.removeprefix("whsec_"), validate=True)
+            secret = base64.b64decode(given.removeprefix("whsec_"), validate=True)
         except (binascii.Error, ValueError) as error:
-            raise InvalidRequest(
-                "webhook_secret: expected 24 to 64 bytes in base64, with or without whsec_ before them"
-            ) from error
+            raise InvalidRequest(said) from error
+        if not 24 <= len(secret) <= 64:
+            raise InvalidRequest(f"{said}, found {len(secret)} bytes")
+        return secret
 
     def keep_copies(
         self,
@@ -346,6 +358,7 @@ class Desk:
         now = utc_now()
         self.events.prune(round((now - timedelta(days=settings.outcome_days)).timestamp() * 1000))
         oldest = now - timedelta(days=settings.exposure_days)
+        self.events.drop_marks(round(oldest.timestamp() * 1000))
         for head in self._registry.models():
             for test in self._registry.tests(head.name):
                 if test.ended_at is not None and test.ended_at < oldest:
@@ -357,6 +370,7 @@ class Desk:
         """Remove an entity's exposures and outcomes from every test of these models; how many records that were."""
         self.exposures.flush()
         entity = self.signers.entity(entity_id)
+        self.events.mark_gone(entity, round(time.time() * 1000))
         gone = self.events.forget_outcomes(entity)
         for model in models:
             tests = [int(test.id) for test in self._registry.tests(model)]

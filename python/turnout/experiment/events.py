@@ -11,6 +11,7 @@ outcome  / number                                Logged
 once     / hash                                  (nothing: an outcome of this id has come)
 latency  / model / test                          histograms by version, kept when a test ends
 trail    / model / test                          Trail
+gone     / entity                                ms up to which it is forgotten
 clock                                            Anchor
 """
 
@@ -23,8 +24,6 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from turnout.experiment.counts import (
-    ArmCounts,
-    MetricCounts,
     SegmentCounts,
     ShadowCounts,
     Tally,
@@ -39,7 +38,7 @@ T = TypeVar("T")
 MATURE_AT_ONCE = 20_000
 """Exposures that one transaction lets mature, so that others are not kept waiting."""
 
-ONCE, OUTCOME = key("once", b""), key("outcome", b"")
+ONCE, OUTCOME, GONE = key("once", b""), key("outcome", b""), key("gone", b"")
 pack = msgspec.msgpack.Encoder().encode
 UNIT = msgspec.msgpack.Decoder(Unit)
 SEGMENT = msgspec.msgpack.Decoder(SegmentCounts)
@@ -173,6 +172,9 @@ class Writer:
             else:
                 found = SegmentCounts(revision, 0) if began is None else began()
             self._segments[at] = found
+        if began is not None and not found.shares:
+            first = began()
+            found.shares, found.started_ms = first.shares, first.started_ms
         return found
 
     def tally(self, model: str, test: int) -> Tally:
@@ -275,6 +277,11 @@ class Writer:
                 self._count(place, unit, metric, show, 1)
         self._cursors[model, test, metric.name] = reached
         return count
+
+    def gone(self, entity: bytes) -> int:
+        """Up to which time, in Unix milliseconds, an entity is forgotten; -1 for one that is not."""
+        stored = self._t.get(GONE + entity)
+        return -1 if stored is None else int.from_bytes(stored, "big")
 
     def log(self, logged: Logged) -> None:
         """Add an outcome to the log."""
@@ -437,6 +444,21 @@ class Events:
                 return
             after = found[-1][0]
 
+    def mark_gone(self, entity: bytes, ms: int) -> None:
+        """Take nothing in any more of what an entity did up to a time: other processes may not have written it yet."""
+        self._store.change(lambda t: t.put(GONE + entity, ms.to_bytes(8, "big")))
+
+    def drop_marks(self, before_ms: int) -> None:
+        """Forget of whom there is nothing left to come."""
+
+        def change(t: Transaction) -> None:
+            old = [rest for rest, value in t.scan("gone") if int.from_bytes(value, "big") < before_ms]
+            for rest in old:
+                t.delete(GONE + rest)
+
+        if self._store.read(lambda t: _first(t.scan("gone"), 1)):
+            self._store.change(change)
+
     def forget(self, model: str, tests: Sequence[int], entity: bytes) -> int:
         """Remove what is stored of one entity in tests of a model; how many records that were. Counts stay."""
 
@@ -492,26 +514,6 @@ class Events:
             return 0
         return self._store.change(change)
 
-    def erase(self, model: str) -> None:
-        """Remove everything of a model."""
-
-        def change(t: Transaction) -> None:
-            for table in (
-                "unit",
-                "shown",
-                "cursor",
-                "counts",
-                "tally",
-                "quality",
-                "shadow",
-                "latency",
-                "trail",
-            ):
-                for rest in [rest for rest, _ in t.scan(table, model)]:
-                    t.delete(key(table, model, rest))
-
-        self._store.change(change)
-
 
 def _first(found: Iterator[tuple[bytes, bytes]], size: int) -> list[tuple[bytes, bytes]]:
     return [entry for entry, _ in zip(found, range(size), strict=False)]
@@ -526,20 +528,3 @@ def _drop_outcome(t: Transaction, rest: bytes) -> bool:
     if once:
         t.delete(key("once", once))
     return t.delete(at)
-
-
-def added(counts: Iterable[ArmCounts]) -> ArmCounts:
-    """Counts of several segments together; for what needs no care about shares that change."""
-    total = ArmCounts()
-    for arm in counts:
-        total.requests = [a + b for a, b in zip(total.requests, arm.requests, strict=True)]
-        total.loose = [a + b for a, b in zip(total.loose, arm.loose, strict=True)]
-        total.bad = [a + b for a, b in zip(total.bad, arm.bad, strict=True)]
-        total.anonymous += arm.anonymous
-        total.assigned += arm.assigned
-        total.answered += arm.answered
-        for name, found in arm.metrics.items():
-            mine = total.metric(name)
-            for field in MetricCounts.__struct_fields__:
-                setattr(mine, field, getattr(mine, field) + getattr(found, field))
-    return total

@@ -15,8 +15,6 @@ from turnout.experiment.statistics.counts import (
     rate_interval,
 )
 from turnout.experiment.statistics.means import (
-    LEAST_ENTITIES,
-    LEAST_EVENTS,
     Difference,
     Moments,
     difference,
@@ -25,7 +23,7 @@ from turnout.experiment.statistics.means import (
 )
 from turnout.experiment.statistics.mismatch import log_bf_segments
 from turnout.experiment.units import BAD, FAILED, INVALID, REPLACED, SLOW
-from turnout.plans import BUILT_IN, Guardrail, Metric
+from turnout.plans import Guardrail, Metric
 
 EVENTS = {
     "errors": (FAILED,),
@@ -110,17 +108,18 @@ def variance_reduced(segments: Sequence[SegmentCounts], pair: Pair, metric: Metr
 
 
 def has_enough(segments: Sequence[SegmentCounts], pair: Pair, metric: Metric) -> bool:
-    """Whether both arms have enough to be looked at: 100 matured entities, 20 of them with an event.
+    """Whether both arms have enough to be looked at: 100 matured entities, and 20 with an event to be expected.
 
-    Where values are 0 and 1 only, 40 of each in both arms together are as good: an arm may be right, or wrong, always.
+    To be expected at the rate of both arms together, so that an arm in which an event never, or always, happens can be
+    told from the other one. Where values are 0 and 1 only, as many without an event are to be expected as well.
     """
     arms = [_together(segments, arm, metric) for arm in pair]
-    if all(counts.y == counts.yy == counts.events for counts in arms):
-        events, n = (sum(getattr(counts, field) for counts in arms) for field in ("events", "n"))
-        return (
-            min(counts.n for counts in arms) >= LEAST_ENTITIES and min(events, n - events) >= 2 * LEAST_EVENTS
-        )
-    return all(enough(counts.n, counts.events) for counts in arms)
+    n, events = sum(counts.n for counts in arms), sum(counts.events for counts in arms)
+    if not n:
+        return False
+    yes_or_no = all(counts.y == counts.yy == counts.events for counts in arms)
+    rate = min(events, n - events) / n if yes_or_no else events / n
+    return all(enough(counts.n, math.floor(counts.n * rate)) for counts in arms)
 
 
 def _together(segments: Sequence[SegmentCounts], arm: str, metric: Metric) -> MetricCounts:
@@ -211,11 +210,6 @@ def _hard(segments: Sequence[SegmentCounts], candidate: str, guardrail: Guardrai
 def _bad_requests(arm: ArmCounts, name: str) -> int:
     _, invalid, failed, replaced = arm.requests
     return {"errors": failed + replaced, "fallbacks": replaced, "invalid": invalid}[name]
-
-
-def is_built_in(guardrail: Guardrail) -> bool:
-    """Whether it is about bad events that every test counts."""
-    return guardrail.metric in BUILT_IN
 
 
 def _matured(segments: Sequence[SegmentCounts], arm: str, metric: Metric) -> int:

@@ -186,9 +186,13 @@ def _write(writer: Writer, batch: Batch) -> None:
 
 def note(
     writer: Writer, place: Place, show: Show, metrics: tuple[Metric, ...], kind: int, level: int
-) -> Unit:
+) -> None:
     """Take in what an arm did for an entity: an exposure where it is the first in its segment, and bad events."""
-    unit = writer.unit(place)
+    unit = writer.find(place)
+    if unit is None:
+        if writer.gone(place.entity) >= show.ms:
+            return  # forgotten since: what another process had not written down yet
+        unit = writer.unit(place)
     known = unit.show(show.segment)
     if known is None:
         writer.expose(place, unit, show, metrics)
@@ -200,7 +204,6 @@ def note(
         arm = writer.segment(place.model, place.test, show.segment).arm(show.arm)
         for bad in range(marks.bit_length()):
             arm.bad[bad] += marks >> bad & 1
-    return unit
 
 
 def _merge(

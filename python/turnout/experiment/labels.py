@@ -35,7 +35,10 @@ class Scheme(NamedTuple):
                 raise InvalidOutcome(
                     f"expected the true value as a number, found {value!r}: this version answers with a value"
                 )
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError as error:
+                raise InvalidOutcome("expected the true value as a number that a double can be") from error
         if self.classes is not None:
             return _index_in(self.classes, value)
         whole = isinstance(value, bool | int) or (isinstance(value, float) and value.is_integer())

@@ -21,6 +21,7 @@ from turnout.errors import (
     TurnoutError,
     VersionNotFound,
 )
+from turnout.experiment.counts import SegmentCounts
 from turnout.experiment.events import Events, Logged, Place, Writer
 from turnout.experiment.labels import Scheme, judge, scheme_of
 from turnout.experiment.receipts import Receipt, Signers
@@ -66,11 +67,17 @@ class Attributed(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class Known:
-    """What is known of a model: its records, the tests whose outcomes may still come, newest first, its metrics by name."""
+    """What is known of a model: its records, the tests whose outcomes may still come, newest first, its metrics by name.
 
-    def __init__(self, record: ModelRecord, tests: Sequence[Test]) -> None:
+    `began` gives the counts of a revision of a test before anything was counted.
+    """
+
+    def __init__(
+        self, record: ModelRecord, tests: Sequence[Test], began: Callable[[Test, int], SegmentCounts]
+    ) -> None:
         self.record = record
         self.tests = tests
+        self.began = began
         self.metrics = {metric.name: metric for metric in record.model.metrics}
 
 
@@ -277,6 +284,8 @@ def _checked(metric: Metric, value: Value) -> float:
     what = f"metric {metric.name!r} is of kind {metric.kind}"
     if isinstance(value, str) or (isinstance(value, bool) and metric.kind != "binary"):
         raise InvalidOutcome(f"{what}: expected a number, found {value!r:.100}")
+    if isinstance(value, int) and abs(value) > MAX_AMOUNT:  # too large for a float, perhaps
+        raise InvalidOutcome(f"{what}: expected a number between -1e15 and 1e15, found a larger one")
     if metric.kind == "binary" and value not in {0, 1}:
         raise InvalidOutcome(f"{what}: expected 0, 1, true or false, found {value}")
     if metric.kind == "count" and not (float(value).is_integer() and 0 <= value <= MAX_COUNT):
@@ -321,9 +330,15 @@ def _apply(writer: Writer, item: Item, seen: set[bytes], received: int, final: b
     unit, show = _exposure(writer, item)
     if show is None and item.fresh and not final:
         return None
-    state, value = _join(writer, item, unit, show)
-    if item.once:
-        seen.add(item.once)
+    if _gone(writer, item, unit):
+        return Attributed("unexposed")
+    try:
+        state, value = _join(writer, item, unit, show)
+    except InvalidOutcome as error:  # a label can be read only when it is known whose it is
+        return Attributed("invalid", code=error.code, detail=error.detail)
+    once = item.once if state == "attributed" else b""  # what does not count yet may come again
+    if once:
+        seen.add(once)
     _tally(writer, item, state)
     writer.log(
         Logged(
@@ -337,7 +352,7 @@ def _apply(writer: Writer, item: Item, seen: set[bytes], received: int, final: b
             state=state,
             segment=0 if show is None else show.segment,
             arm="" if show is None else show.arm,
-            once=item.once,
+            once=once,
         )
     )
     version = show.arm if show is not None else None if item.version is None else item.version.version
@@ -347,6 +362,11 @@ def _apply(writer: Writer, item: Item, seen: set[bytes], received: int, final: b
         test=str(item.place.test) if item.place is not None and show is not None else None,
         segment=None if show is None else show.segment,
     )
+
+
+def _gone(writer: Writer, item: Item, unit: Unit | None) -> bool:
+    """Whether the entity was forgotten after the prediction that this outcome is of."""
+    return unit is None and item.receipt is not None and writer.gone(item.entity) >= item.receipt.ms
 
 
 def _exposure(writer: Writer, item: Item) -> tuple[Unit | None, Show | None]:
@@ -360,6 +380,8 @@ def _exposure(writer: Writer, item: Item) -> tuple[Unit | None, Show | None]:
     show = None if unit is None else unit.show(receipt.segment)
     test = next((test for test in item.known.tests if int(test.id) == place.test), None)
     label = "" if item.version is None else item.version.version
+    if _gone(writer, item, unit):
+        return None, None
     if show is None and receipt.reason == "test" and test is not None and label in test.weights:
         show = Show(
             segment=receipt.segment,
@@ -369,6 +391,8 @@ def _exposure(writer: Writer, item: Item) -> tuple[Unit | None, Show | None]:
             predicted=receipt.predicted,
             champion=receipt.score if label == test.baseline else None,
         )
+        began, segment = item.known.began, receipt.segment
+        writer.segment(place.model, place.test, segment, lambda: began(test, segment))
         unit = writer.unit(place)
         writer.expose(place, unit, show, item.known.record.model.metrics)
     return unit, show
@@ -404,10 +428,7 @@ def _join_label(writer: Writer, item: Item, unit: Unit | None, show: Show | None
         return "unexposed", said
     if version is None or scheme is None:
         return "unexposed", said
-    try:
-        truth = scheme.truth(said)
-    except InvalidOutcome:
-        return "invalid", said
+    truth = scheme.truth(said)
     counts = writer.quality(item.outcome.model, version.ordinal, test)
     right = judge(scheme, truth, score, predicted, counts)
     if right is None:

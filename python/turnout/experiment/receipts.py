@@ -61,7 +61,8 @@ class Signers:
 
     def read(self, model: str, prediction_id: str) -> Receipt:
         """What a prediction id says. Raises InvalidReceipt for one that was not given here, by this model."""
-        found = self.signer(model).read(prediction_id)
+        # What is no text cannot be one of ours.
+        found = self.signer(model).read(prediction_id) if prediction_id.isascii() else None
         if found is None:
             raise InvalidReceipt(
                 f"the prediction id was not given by model {model} of this data directory, or was altered: expected it "

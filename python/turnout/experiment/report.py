@@ -57,7 +57,7 @@ from turnout.experiment.statistics.means import (
 )
 from turnout.experiment.statistics.power import entities_until
 from turnout.experiment.statistics.quantiles import quantile_interval
-from turnout.plans import Metric
+from turnout.plans import Metric, guardrails_of
 
 ALPHA = 0.05
 NEGLIGIBLE = 0.005
@@ -124,8 +124,8 @@ def results_of(facts: Facts, alpha: float = ALPHA) -> Results:
         crossed=tally.crossed / tally.entities if tally.entities else 0.0,
         crossed_warning=tally.entities > 0 and tally.crossed > CROSSED_WARNING * tally.entities,
         seconds_left=_seconds_left(facts, metrics),
-        step=test.step if test.plan else None,
-        steps=len(test.plan.steps) if test.plan else None,
+        step=test.step if test.plan and test.plan.steps else None,
+        steps=len(test.plan.steps) or None if test.plan else None,
         paused=test.paused,
         waiting_for=decision.waiting_for if decision else (),
         decision=decision.reason if decision else None,
@@ -153,9 +153,19 @@ def _metric(facts: Facts, metric: Metric, pairs: Sequence[Pair], alpha: float) -
         direction=direction,
         role=metric.role,
         window_seconds=metric.window_seconds,
+        margin=_margin(facts, metric),
         arms=tuple(_arm(segments, metric, arm, alpha) for arm in facts.test.weights),
         effects=tuple(_effect(facts, metric, pair, alpha) for pair in pairs),
     )
+
+
+def _margin(facts: Facts, metric: Metric) -> float | None:
+    """By how much the candidate may be worse: what the plan says, else what the metric does."""
+    plan = facts.test.plan
+    for guardrail in () if plan is None else guardrails_of(plan, facts.metrics):
+        if guardrail.metric == metric.name:
+            return guardrail.margin
+    return metric.margin
 
 
 def _arm(segments: Sequence[SegmentCounts], metric: Metric, version: str, alpha: float) -> MetricArm:
@@ -317,8 +327,9 @@ def _latency(version: str, dumps: Sequence[bytes], alpha: float) -> ArmLatency:
     counts = [after - before for before, after in pairwise(cumulative)]
     quantiles: list[Quantile] = []
     for q in QUANTILES:
-        bounds = quantile_interval(counts, seconds, q, alpha) if sum(counts) else (None, None)
-        quantiles.append(Quantile(q, totals.latency(q), bounds))
+        low, high = quantile_interval(counts, seconds, q, alpha) if sum(counts) else (None, None)
+        known = None if high == seconds[-1] else high  # the last bucket has no end
+        quantiles.append(Quantile(q, totals.latency(q), (low, known)))
     return ArmLatency(version, totals.requests, tuple(quantiles))
 
 
@@ -443,7 +454,7 @@ def _few(primary: MetricResult) -> str:
 
 def _said(primary: MetricResult, effect: MetricEffect, word: str) -> str:
     low, high = effect.interval
-    bounds = f"{_short(low)} to {_short(high)}"
+    bounds = f"{_short(low)} and {_short(high)}"
     return (
         f"{effect.version} is {word} in {primary.metric} than {effect.baseline}: difference "
         f"{_short(effect.difference)}, surely between {bounds}, over {effect.entities} matured entities"

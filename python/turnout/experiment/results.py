@@ -59,6 +59,8 @@ class MetricResult(msgspec.Struct, frozen=True):
     window_seconds: float
     arms: tuple[MetricArm, ...]
     effects: tuple[MetricEffect, ...]
+    margin: float | None = None
+    """By which fraction of the baseline the candidate may be worse."""
 
 
 class BadEvents(msgspec.Struct, frozen=True):
