@@ -74,6 +74,8 @@ bench: setup ## Run the benches of benches/README.md
 	$(BIN)/python benches/gpu.py
 	$(BIN)/python benches/server.py
 	$(BIN)/python benches/versions.py
+	$(BIN)/python benches/experiment.py
+	$(BIN)/python benches/validity/run.py
 	$(BIN)/python benches/http/run.py
 
 lock: $(BIN)/python ## Resolve the dependencies anew

@@ -431,9 +431,7 @@ class Turnout:
 
     def read_receipt(self, model: str, prediction_id: str) -> Receipt:
         """What a prediction id says of its prediction. Raises InvalidReceipt for one that was not given here."""
-        if not isinstance(prediction_id, str):
-            raise InvalidRequest(f"expected a prediction id, found {type(prediction_id).__name__}")
-        return self.desk.signers.read(self.registry.model(model).name, prediction_id)
+        return self.desk.signers.read(self.registry.model(model).name, str(prediction_id))
 
     def forget_entity(self, entity_id: str | int) -> int:
         """Remove the exposures and outcomes of one entity everywhere; how many records that were. Counts stay."""

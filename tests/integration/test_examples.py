@@ -1,4 +1,4 @@
-"""examples/canary.py and the commands of the quickstart, against a real server."""
+"""examples/canary.py, examples/experiment.py and the commands of the quickstart, against real servers."""
 
 from __future__ import annotations
 
@@ -101,6 +101,14 @@ def test_it_says_how_it_is_used(arguments: list[str]) -> None:
         [sys.executable, CANARY, *arguments], capture_output=True, text=True, timeout=20, check=False
     )
     assert "usage: canary.py" in done.stdout + done.stderr
+
+
+def test_a_test_judges_itself() -> None:
+    command = [sys.executable, str(ROOT / "examples" / "experiment.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=28, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "v2.0" in done.stdout
+    assert "v3.0" in done.stdout
 
 
 def knows_json() -> bool:

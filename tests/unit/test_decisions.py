@@ -16,8 +16,9 @@ from turnout import errors
 from turnout.domain import Arm, Test, utc_now
 from turnout.experiment.clock import Clock
 from turnout.experiment.controller import Controller, Leadership
-from turnout.experiment.counts import ArmCounts, MetricCounts, SegmentCounts, ShadowCounts
+from turnout.experiment.counts import ArmCounts, MetricCounts, SegmentCounts, ShadowCounts, TestCounts
 from turnout.experiment.decisions import Decision, decide
+from turnout.experiment.report import Facts, results_of
 from turnout.experiment.units import BAD, FAILED
 from turnout.plans import Guardrail, Metric, Plan, Step, check_metrics, check_plan
 
@@ -369,3 +370,37 @@ def test_shares_follow_what_is_learnt(hub: turnout.Turnout, monkeypatch: pytest.
     effect = hub.results("m").metrics[0].effects[0]
     assert math.isclose(effect.difference, 0.4, abs_tol=0.1)
     acting.stop()
+
+
+# --- what results recommend -----------------------------------------------------------------------------------------------
+
+
+def recommended(**metrics: tuple[int, int]) -> tuple[str, str]:
+    declared = (
+        Metric("stayed", "binary", role="primary"),
+        Metric("spent", "binary", role="guardrail", margin=0.05),
+    )
+    facts = Facts(
+        test=replace(planned(), plan=None),
+        metrics=declared,
+        versions={},
+        counts=TestCounts(segments=[segment(0.5, 40_000, **metrics)]),
+        errors_of=frozenset(),
+        now=NOW,
+        at=utc_now(),
+    )
+    results = results_of(facts)
+    return results.recommendation, results.reason
+
+
+def test_recommendations() -> None:
+    same = (4000, 4000)
+    assert recommended(stayed=(10_000, 11_000), spent=same)[0] == "promote"
+    assert recommended(stayed=(10_000, 9000), spent=same)[0] == "roll_back"
+    assert recommended(stayed=(10_000, 10_050), spent=same)[0] == "keep_running"
+    harmed, why = recommended(stayed=(10_000, 11_000), spent=(4000, 3000))
+    assert harmed == "roll_back"
+    assert "v2 is worse by more than its margin in spent than v1" in why
+    unsure, why = recommended(stayed=(10_000, 11_000), spent=(4000, 3650))
+    assert unsure == "keep_running"
+    assert "which its margin may not allow" in why

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import click
 import msgspec
 import pyarrow as pa
 import pytest
@@ -114,8 +115,13 @@ def test_every_metric_is_documented(hub: turnout.Turnout) -> None:
 
 def test_every_command_and_option_is_documented() -> None:
     page = text("docs/command-line.md")
-    assert {"serve", "register", "rollback"} <= set(commands.commands)
-    for name, command in commands.commands.items():
+    found = dict(commands.commands)
+    for group, below in commands.commands.items():
+        if isinstance(below, click.Group):
+            del found[group]
+            found |= {f"{group} {name}": command for name, command in below.commands.items()}
+    assert {"serve", "register", "rollback", "outcomes import"} <= set(found)
+    for name, command in found.items():
         assert f"`turnout {name}" in page
         # `serve` takes every setting, and those have a page of their own.
         options = [] if name == "serve" else command.params
@@ -191,7 +197,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md", "docs/experiments.md"])
 def test_the_python_of_a_page_runs(page: str, models: Path, tmp_path: Path) -> None:
     for model in models.glob("*.onnx"):
         (tmp_path / model.name).write_bytes(model.read_bytes())

@@ -33,7 +33,7 @@ class Scheme(NamedTuple):
         if not self.is_classifier:
             if isinstance(value, str | bool):
                 raise InvalidOutcome(
-                    f"expected the true value as a number, found {value!r}: this version answers with a value"
+                    f"expected the true value as a number, found {value!r:.100}: this version answers with a value"
                 )
             try:
                 return float(value)
@@ -44,7 +44,7 @@ class Scheme(NamedTuple):
         whole = isinstance(value, bool | int) or (isinstance(value, float) and value.is_integer())
         if not whole or not 0 <= int(value) < (self.columns or 65536):
             raise InvalidOutcome(
-                f"expected the true class as its index, 0 to {(self.columns or 65536) - 1}, found {value!r}; a metric "
+                f"expected the true class as its index, 0 to {(self.columns or 65536) - 1}, found {value!r:.100}; a metric "
                 "of kind label can list its classes"
             )
         return int(value)
@@ -84,4 +84,4 @@ def _index_in(classes: Sequence[str | int | bool], value: Label) -> int:
         if name == value and isinstance(name, str) == isinstance(value, str):
             return index
     shown = ", ".join(map(repr, classes[:10]))
-    raise InvalidOutcome(f"expected the true class, one of {shown}, found {value!r}")
+    raise InvalidOutcome(f"expected the true class, one of {shown}, found {value!r:.100}")

@@ -270,6 +270,8 @@ def _time_ms(outcome: Outcome, now: float) -> int:
         raise InvalidOutcome(
             f"time: expected a time that has been, found {outcome.time.isoformat()}, {moment - now:.0f} seconds ahead"
         )
+    if moment < 0:
+        raise InvalidOutcome(f"time: expected a time since 1970, found {outcome.time.isoformat()}")
     return int(moment * 1000)
 
 
@@ -402,7 +404,7 @@ def _join(writer: Writer, item: Item, unit: Unit | None, show: Show | None) -> t
     """Add the outcome to what it belongs to."""
     metric = item.metric
     if show is not None and item.ms - show.ms > metric.window_ms:
-        return "late", item.outcome.value
+        return "late", item.outcome.value if metric.kind == "label" else item.value
     if metric.kind == "label":
         return _join_label(writer, item, unit, show)
     if show is None or unit is None or item.place is None:

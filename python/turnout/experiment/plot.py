@@ -276,7 +276,7 @@ def _at(row: int) -> dict[str, Any]:
 
 def _tolerated(metric: MetricResult, effect: MetricEffect) -> float | None:
     """The difference beyond which a guardrail is broken: so much of the baseline, on the worse side."""
-    margin = getattr(metric, "margin", None)
+    margin = metric.margin
     if margin is None:
         return None
     if effect.lift and effect.difference is not None:

@@ -94,6 +94,8 @@ def results_of(facts: Facts, alpha: float = ALPHA) -> Results:
     tally = facts.counts.tally
     decision = _decision(facts) if test.plan else None
     recommendation, reason = recommend(metrics, events, ratio)
+    if recommendation == "promote" and decision is not None and decision.waiting_for:
+        recommendation, reason = "keep_running", f"{reason}; but {decision.reason}"
     if decision is not None and test.status == "running":
         if decision.action == "roll_back":
             recommendation, reason = "roll_back", decision.reason
@@ -423,12 +425,35 @@ def recommend(
                 f"the arms did not get the entities that they should have (stage: {stage.stage}), so that no comparison "
                 "can be trusted: find out why first"
             )
+    guards = [found for found in metrics if found.role == "guardrail"]
+    for found in guards:
+        for effect in found.effects:
+            if _harmful(found, effect):
+                return "roll_back", _said(found, effect, "worse by more than its margin")
     primary = next((found for found in metrics if found.role == "primary"), None)
     if primary is None:
         return "keep_running", (
             "no primary metric is declared, so that only harm can be found, and none has been"
         )
-    return _by_effect(primary)
+    recommendation, reason = _by_effect(primary)
+    worse = [(found, effect) for found in guards for effect in found.effects if effect.effect == "worse"]
+    if recommendation == "promote" and worse:
+        found, effect = worse[0]
+        return (
+            "keep_running",
+            f"{reason}; but {_said(found, effect, 'worse')}, which its margin may not allow",
+        )
+    return recommendation, reason
+
+
+def _harmful(found: MetricResult, effect: MetricEffect) -> bool:
+    """Whether even the best that the interval leaves open is worse than the margin of a guardrail allows."""
+    baseline = next((arm.estimate for arm in found.arms if arm.version == effect.baseline), None)
+    low, high = effect.interval
+    if effect.effect != "worse" or baseline is None or low is None or high is None:
+        return False
+    tolerated = (found.margin or 0.0) * abs(baseline)
+    return high < -tolerated if found.direction == "up" else low > tolerated
 
 
 def _by_effect(primary: MetricResult) -> tuple[Recommendation, str]:
