@@ -29,8 +29,8 @@ from turnout.experiment.statistics.counts import Segment, log_e_worse
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import models  # noqa: E402
-from servers import Server, wait_for  # noqa: E402
+import models
+from servers import Server, wait_for
 
 NAMES = [f"featureNumber{n}" for n in range(20)]
 CALLS = 20_000
