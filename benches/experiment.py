@@ -58,9 +58,7 @@ def routes() -> dict[str, _core.Route]:
 def notes() -> None:
     """Nanoseconds of preparing and encoding one prediction, and what signing and noting add."""
     found = routes()
-    bodies = [
-        json.dumps({"entity_id": f"user-{n}", "features": [0.5] * 20}).encode() for n in range(CALLS)
-    ]
+    bodies = [json.dumps({"entity_id": f"user-{n}", "features": [0.5] * 20}).encode() for n in range(CALLS)]
     outputs = [np.array([[0.25, 0.75]], np.float32)]
     times: dict[str, list[float]] = {name: [] for name in found}
     for number in range(ROUNDS):
@@ -100,7 +98,11 @@ def outcomes() -> None:
                     msgspec.json.encode(
                         [
                             turnout.Outcome(
-                                "m", "bought", 1, entity_id=one, id=f"{number}{one}" if kind == "with id" else None
+                                "m",
+                                "bought",
+                                1,
+                                entity_id=one,
+                                id=f"{number}{one}" if kind == "with id" else None,
                             )
                             for one in ids[start : start + CHUNK]
                         ]
@@ -117,7 +119,9 @@ def outcomes() -> None:
 def rollback() -> None:
     """Seconds from the request that crosses the threshold to the last answer of the bad version, with 4 workers."""
     found = [_rollback_once() for _ in range(5)]
-    print(f"threshold to last answer, 4 workers: median {statistics.median(found):.3f} s, worst {max(found):.3f} s")
+    print(
+        f"threshold to last answer, 4 workers: median {statistics.median(found):.3f} s, worst {max(found):.3f} s"
+    )
 
 
 def _rollback_once() -> float:
@@ -136,7 +140,9 @@ def _rollback_once() -> float:
             while not stop.is_set():
                 number = next(numbers)
                 body = {"entity_id": f"u{number}", "features": [int(number % 20 == 0), 0]}
-                connection.request("POST", "/v1/models/m/predict", json.dumps(body), {"Content-Type": "application/json"})
+                connection.request(
+                    "POST", "/v1/models/m/predict", json.dumps(body), {"Content-Type": "application/json"}
+                )
                 answer = json.loads(connection.getresponse().read())
                 answers.append((time.perf_counter(), answer["version"], answer["reason"]))
 
@@ -156,7 +162,10 @@ def _rollback_once() -> float:
             for count, when in enumerate(failures, 1)
             if log_e_worse([Segment(0.1, count, 0)], 0.1) >= math.log(100)
         )
-        return max(when for when, version, reason in answers if version == "v2" or reason == "fallback") - crossed
+        return (
+            max(when for when, version, reason in answers if version == "v2" or reason == "fallback")
+            - crossed
+        )
 
 
 def crash() -> None:
@@ -173,7 +182,9 @@ def crash() -> None:
                 began = time.perf_counter()
                 for number in itertools.count():
                     body = json.dumps({"entity_id": f"u{number}", "features": [0, 0]})
-                    connection.request("POST", "/v1/models/m/predict", body, {"Content-Type": "application/json"})
+                    connection.request(
+                        "POST", "/v1/models/m/predict", body, {"Content-Type": "application/json"}
+                    )
                     connection.getresponse().read()
                     seen.append((time.perf_counter(), f"u{number}"))
                     if time.perf_counter() - began > 1.5 + number % 7 * 0.03:
