@@ -162,8 +162,8 @@ class Route:
         overrides: Mapping[str, int],
         known: Sequence[str],
         signer: Signer | None = None,
-        numbers: Sequence[int] = (),
-        test: tuple[int, int] = (0, 0),
+        numbers: Sequence[int] = ...,
+        test: tuple[int, int] = ...,
         watch: Watch | None = None,
     ) -> Route: ...
     def assign(self, entity: str | int | None) -> tuple[int, int, int | None]:
@@ -212,8 +212,8 @@ class Route:
         version: int,
         reasons: bytes,
         outputs: Sequence[NDArray[Any]],
-        entities: Sequence[bytes | None] = (),
-        nanoseconds: Sequence[int] = (),
+        entities: Sequence[bytes | None] = ...,
+        nanoseconds: Sequence[int] = ...,
     ) -> list[bytes]:
         """What `encode` writes, for each row of the outputs of a version."""
     def failed(self, version: int, reason: int, entity: bytes | None, replaced: bool) -> None:
