@@ -16,8 +16,8 @@ from turnout.domain import REASONS
 from turnout.errors import TurnoutError
 from turnout.experiment.counts import ShadowCounts
 from turnout.experiment.desk import Desk
-from turnout.experiment.events import Place
 from turnout.experiment.units import finite
+from turnout.experiment.writer import Place
 from turnout.forks import ForkLock
 from turnout.live import Live
 from turnout.log import log

@@ -82,8 +82,9 @@ ALLOWED: dict[str, set[str]] = {
         ),
         *("router", "store", "tables", "telemetry"),
     },
+    "trials": {"domain", "errors", "experiment", "plans", "records", "registry", "router"},
     "service": {
-        *("copies", "experiment", "plans"),
+        *("copies", "experiment", "plans", "trials"),
         *(
             "_core",
             "affinity",

@@ -21,9 +21,10 @@ import turnout
 from models import constant_label
 from turnout.errors import InvalidRequest, ModelNotFound, StorageError
 from turnout.experiment import files
-from turnout.experiment.events import Logged
-from turnout.experiment.files import Imported, export_outcomes, import_outcomes
+from turnout.experiment.exports import export_outcomes
+from turnout.experiment.files import Imported, import_outcomes
 from turnout.experiment.outcomes import Attributed, Outcome, read_outcome
+from turnout.experiment.writer import Logged
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 ROWS: list[dict[str, Any]] = [

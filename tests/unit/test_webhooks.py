@@ -16,7 +16,8 @@ import pytest
 from servers import wait_for
 from turnout.errors import InvalidRequest
 from turnout.experiment import webhooks
-from turnout.experiment.webhooks import Webhooks, check_url, pause_before, signature, verify
+from turnout.experiment.signing import signature, verify
+from turnout.experiment.webhooks import Webhooks, check_url, pause_before
 
 SECRET = b"0123456789abcdef0123456789abcdef"
 EVENT = {"id": "evt_1", "type": "test.rolled_back", "data": {"model": "churn"}}

@@ -17,7 +17,7 @@ from turnout.errors import InvalidRequest, TestNotFound, TurnoutError
 from turnout.experiment.clock import Clock
 from turnout.experiment.controller import Controller, Leadership
 from turnout.experiment.counts import SegmentCounts, ShadowCounts, TestCounts
-from turnout.experiment.events import Events, Place, Writer
+from turnout.experiment.events import Events
 from turnout.experiment.exposures import Exposures, Flusher
 from turnout.experiment.labels import scheme_of
 from turnout.experiment.outcomes import Known, Outcomes
@@ -27,6 +27,7 @@ from turnout.experiment.results import Results, VersionQuality
 from turnout.experiment.statistics.quality import LabelCounts, merge
 from turnout.experiment.units import Show
 from turnout.experiment.webhooks import Webhooks
+from turnout.experiment.writer import Place, Writer
 from turnout.log import log
 from turnout.records import Author, Committed
 from turnout.registry import Registry

@@ -12,9 +12,10 @@ from turnout import _core
 from turnout.domain import Test
 from turnout.errors import TurnoutError
 from turnout.experiment.counts import ArmCounts, SegmentCounts
-from turnout.experiment.events import Events, Place, Writer
+from turnout.experiment.events import Events
 from turnout.experiment.receipts import Signers
 from turnout.experiment.units import FAILED, INVALID, REPLACED, Show, Unit, finite, levels
+from turnout.experiment.writer import Place, Writer
 from turnout.forks import ForkLock
 from turnout.log import log
 from turnout.plans import Metric
@@ -36,6 +37,8 @@ ENTRY = np.dtype(
 """An entry of `_core.Watch.drain`."""
 ANSWERED, INVALID_KIND, FAILED_KIND, REPLACED_KIND = range(4)
 NANOSECONDS = 1e9
+MOST_LEFT = 2_000_000
+"""Entries that are kept while they cannot be written."""
 KEPT = 64
 """Watches of revisions that are over, kept until what was in flight then has surely been noted."""
 
@@ -117,9 +120,6 @@ class Exposures:
             self._left = []
         self._seen(any(sum(counters[1:4]) for batch in batches for counters in batch.counters))
         return sum(len(batch.entries) for batch in batches)
-
-
-MOST_LEFT = 2_000_000
 
 
 def _bounded(batches: list[Batch]) -> list[Batch]:

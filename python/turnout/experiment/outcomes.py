@@ -22,10 +22,11 @@ from turnout.errors import (
     VersionNotFound,
 )
 from turnout.experiment.counts import SegmentCounts
-from turnout.experiment.events import Events, Logged, Place, Writer
+from turnout.experiment.events import Events
 from turnout.experiment.labels import Scheme, judge, scheme_of
 from turnout.experiment.receipts import Receipt, Signers
 from turnout.experiment.units import Show, Unit
+from turnout.experiment.writer import Logged, Place, Writer
 from turnout.forks import ForkLock
 from turnout.plans import Metric
 from turnout.router import ModelRecord, check_entity

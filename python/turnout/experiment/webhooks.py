@@ -7,14 +7,11 @@ Source: https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/st
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import hashlib
 import heapq
-import hmac
 import itertools
 import random
-import re
 import socket
 import threading
 import time
@@ -29,6 +26,7 @@ import httpx
 import msgspec
 
 from turnout.errors import InvalidRequest
+from turnout.experiment.signing import IDENTITY, TIMESTAMP, signature
 from turnout.log import log
 
 MAX_URL = 2000
@@ -38,9 +36,6 @@ LONGEST_PAUSE = 60.0
 """Seconds between two attempts at most, whatever the backoff has grown to or `Retry-After` asks for."""
 READ_BYTES = 16 * 1024
 """How much of an answer is read: enough that a usual one ends properly; its content means nothing to us."""
-IDENTITY = re.compile(r"[!-\-/-~]{1,128}")
-"""Visible ASCII without the full stop, which would make it unclear where id, timestamp and body are divided."""
-TIMESTAMP = re.compile(r"[0-9]{1,12}")
 
 
 def check_url(url: str) -> str:
@@ -70,49 +65,6 @@ def check_url(url: str) -> str:
     if parsed.port is not None and not 1 <= parsed.port <= 65535:
         raise InvalidRequest(f"the port of a webhook url is 1 to 65535, found {parsed.port}")
     return url
-
-
-def signature(secret: bytes, identity: str, timestamp: int, body: bytes) -> str:
-    """`v1,` and the base64 of the HMAC-SHA256 of `identity.timestamp.body` (section "Signature scheme").
-
-    Args:
-        secret: the key itself: the bytes whose base64 follows `whsec_` in the written form of the specification.
-        identity: the header `webhook-id`.
-        timestamp: seconds since 1970, of this attempt.
-        body: exactly as sent.
-
-    Raises:
-        InvalidRequest: for an empty secret, with which anybody could sign.
-    """
-    if not secret:
-        raise InvalidRequest("the secret of webhooks is empty; 24 to 64 random bytes are expected")
-    content = f"{identity}.{timestamp}.".encode() + body
-    return "v1," + base64.b64encode(hmac.digest(secret, content, hashlib.sha256)).decode()
-
-
-def verify(secret: bytes, headers: Mapping[str, str], body: bytes, tolerance_seconds: float = 300) -> bool:
-    """Whether this request was signed with the secret, at most so long ago; for receivers written in Python.
-
-    Repeats are not found here: a receiver remembers the `webhook-id`s of `tolerance_seconds`.
-
-    Args:
-        secret: the same as the sender's.
-        headers: of the request, in whatever case.
-        body: as it came, before it was parsed.
-        tolerance_seconds: how far the clocks may differ, either way, delivery included.
-
-    Raises:
-        InvalidRequest: for an empty secret.
-    """
-    found = {name.lower(): value for name, value in headers.items()}
-    identity, timestamp = found.get("webhook-id", ""), found.get("webhook-timestamp", "")
-    known = IDENTITY.fullmatch(identity) is not None and TIMESTAMP.fullmatch(timestamp) is not None
-    expected = signature(secret, identity if known else "", int(timestamp) if known else 0, body).encode()
-    if not known or abs(time.time() - int(timestamp)) > tolerance_seconds:
-        return False
-    # Several: while a secret is replaced, a sender signs with the old one and the new one.
-    given = found.get("webhook-signature", "").split(" ")
-    return any(hmac.compare_digest(expected, one.encode("utf-8", "replace")) for one in given)
 
 
 class _Delivery(msgspec.Struct, frozen=True, order=True):
