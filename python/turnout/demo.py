@@ -1,4 +1,4 @@
-"""`turnout demo`: two real models on a real data set, served, split, promoted and rolled back, before your eyes."""
+"""`turnout demo`: two real models on a real data set, served, split, judged, promoted and rolled back, before your eyes."""
 
 from __future__ import annotations
 
@@ -24,11 +24,16 @@ from rich.table import Table
 from turnout.client import Client
 from turnout.domain import History
 from turnout.errors import TurnoutError, VersionExists
+from turnout.experiment.outcomes import Outcome
+from turnout.experiment.results import Results
+from turnout.plans import Metric
 
 MODEL = "breast-cancer"
 LOGISTIC, BOOSTING = "v1-logistic", "v2-boosting"
 SPLIT = {LOGISTIC: 0.8, BOOSTING: 0.2}
 REQUESTS = 2000
+DIAGNOSIS = "diagnosis"
+WINDOW_SECONDS = 2.0
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 
@@ -82,12 +87,19 @@ def run(folder: Path, *, port: int, once: bool) -> int:
 def story(
     client: Client, url: str, trained: list[Trained], data: Data, folder: Path, console: Console
 ) -> None:
-    """Register, activate, test, promote and roll back."""
+    """Register, activate, test, judge, promote and roll back."""
     release(client, trained, data, console)
+    client.declare_metrics(
+        MODEL,
+        [Metric(DIAGNOSIS, "label", role="primary", margin=0.05, window_seconds=WINDOW_SECONDS)],
+        reason="what the biopsy said",
+    )
     client.activate_version(MODEL, LOGISTIC, reason="first release")
     console.rule("80/20 between the two")
     client.configure_test(MODEL, SPLIT, reason="does boosting do better?")
     send(url, data, folder, console)
+    time.sleep(WINDOW_SECONDS + 1)  # until the last patient was observed for the whole window
+    console.print(verdict(client.results(MODEL)))
     console.rule("promote the second")
     client.promote_winner(MODEL, BOOSTING, reason="to see a promotion")
     send(url, data, folder, console, requests=REQUESTS // 10)
@@ -262,9 +274,13 @@ def send(url: str, data: Data, folder: Path, console: Console, requests: int = R
 
 
 def sender(url: str, path: Path, requests: int) -> None:
-    """The separate process: one prediction after the other on one connection, one line of JSON for each."""
+    """The separate process: one prediction after the other on one connection, one line of JSON for each.
+
+    Now and then it tells the server what was true.
+    """
     data = msgspec.json.decode(path.read_bytes(), type=Data)
     encoder = msgspec.json.Encoder()
+    truths: list[Outcome] = []
     with Client(url) as client:
         for number in range(requests):
             row = number % len(data.rows)
@@ -273,6 +289,10 @@ def sender(url: str, path: Path, requests: int) -> None:
             answer = client.predict(MODEL, features, entity_id=f"patient-{number}")
             taken = time.perf_counter() - started
             agrees = answer.outputs["label"] == data.labels[row]
+            truths.append(Outcome(MODEL, DIAGNOSIS, data.labels[row], prediction_id=answer.prediction_id))
+            if len(truths) == 50 or number == requests - 1:
+                client.record_outcomes(truths)
+                truths = []
             sys.stdout.buffer.write(encoder.encode(Sent(answer.version, taken, agrees)) + b"\n")
             if number % 50 == 0:
                 sys.stdout.buffer.flush()
@@ -312,6 +332,26 @@ def seen(sent: list[Sent], requests: int) -> Group:
     return Group(table)
 
 
+def verdict(results: Results) -> Group:
+    """What the true labels say of both versions, and what is recommended."""
+    table = Table(title=f"test {results.test_id}, judged by the true labels", title_justify="left")
+    for column in ("version", "labels", "live accuracy", "offline", "gap", "AUC", "Brier"):
+        table.add_column(column, justify="right" if column != "version" else "left")
+    for found in sorted(results.quality, key=lambda found: found.version):
+        live, offline, gap = (
+            found.live.get("accuracy"),
+            found.offline.get("accuracy"),
+            found.gap.get("accuracy"),
+        )
+        numbers = [live, offline, gap, found.live.get("auc"), found.live.get("brier")]
+        table.add_row(
+            found.version,
+            str(found.labels),
+            *("" if number is None else f"{number:.3f}" for number in numbers),
+        )
+    return Group(table, f"recommendation: {results.recommendation}. {results.reason}")
+
+
 def events(history: History) -> Table:
     """The last changes of the model, and why."""
     table = Table(title="what happened", title_justify="left")
@@ -336,6 +376,8 @@ def try_next(url: str, data: Data, console: Console) -> None:
         f"curl -s '{base}/compare?a={LOGISTIC}&b={BOOSTING}'",
         f'curl -s -X PUT {base}/test -H \'Content-Type: application/json\' -d \'{{"splits": {{"{LOGISTIC}": 0.5, "{BOOSTING}": 0.5}}}}\'',
         f'curl -s -X POST {base}/rollback -H \'Content-Type: application/json\' -d \'{{"version": "{LOGISTIC}", "reason": "try"}}\'',
+        f"curl -s {base}/test/results",
+        f"{sys.executable} -m turnout --url {url} results {MODEL}",
         f"curl -s {url}/metrics",
         f"{sys.executable} -m turnout --url {url} history {MODEL}",
     ]

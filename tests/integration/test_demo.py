@@ -41,6 +41,11 @@ def test_the_demo_tells_its_story_and_ends(tmp_path: Path) -> None:
     split = re.search(r"│ v1-logistic │ +1\d{3} │ +([\d.]+)% │", done.stdout)
     assert split is not None
     assert 75 < float(split[1]) < 85
+    judged = dict(re.findall(r"│ (v\d-\w+) +│ +\d+ │ +(0\.9\d\d) │ +0\.9", done.stdout))
+    assert set(judged) == {"v1-logistic", "v2-boosting"}
+    assert re.search(
+        r"recommendation: (keep_running|promote|roll_back|no_difference)\. .*diagnosis", done.stdout
+    )
     assert re.search(r"every worker serves v1-logistic again after [\d.]+ ms", done.stdout)
     for action in ("register", "activate", "configure_test", "promote", "rollback"):
         assert action in done.stdout

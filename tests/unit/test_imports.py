@@ -147,7 +147,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "serve": {"affinity", "api", "config", "domain", "errors", "log", "service", "store"},
     "client": {"domain", "errors", "experiment", "plans"},
-    "demo": {"client", "config", "domain", "errors", "service"},
+    "demo": {"client", "config", "domain", "errors", "experiment", "plans", "service"},
     "cli": {
         "_core",
         "engine",

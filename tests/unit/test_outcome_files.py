@@ -20,7 +20,7 @@ from pyarrow import ipc, parquet
 import turnout
 from models import constant_label
 from turnout.errors import InvalidRequest, ModelNotFound, StorageError
-from turnout.experiment import files
+from turnout.experiment import exports
 from turnout.experiment.exports import export_outcomes
 from turnout.experiment.files import Imported, import_outcomes
 from turnout.experiment.outcomes import Attributed, Outcome, read_outcome
@@ -583,7 +583,7 @@ class Many:
 
 
 def test_many_rows_are_written_in_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "GROUP", 100)
+    monkeypatch.setattr(exports, "GROUP", 100)
     events: Any = Many(250)
     assert export_outcomes(events, "m", tmp_path / "o.parquet") == 250
     with parquet.ParquetFile(tmp_path / "o.parquet") as file:

@@ -73,8 +73,12 @@ def _by_effect(primary: MetricResult) -> tuple[Recommendation, str]:
 
 
 def _few(primary: MetricResult) -> str:
-    counts = ", ".join(f"{arm.version} has {arm.matured}, {arm.events} of them" for arm in primary.arms)
-    return f"each arm needs 100 matured entities, 20 of them with an event; {counts}"
+    counts = ", ".join(f"{arm.version} has {arm.matured} and {arm.events}" for arm in primary.arms)
+    of_kind = "of either kind" if primary.kind in {"binary", "label"} else "with an event"
+    return (
+        f"each arm needs 100 matured entities, and so many that 20 {of_kind} are to be expected; of entities and events "
+        f"{counts}"
+    )
 
 
 def _said(primary: MetricResult, effect: MetricEffect, word: str) -> str:
