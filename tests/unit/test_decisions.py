@@ -20,7 +20,7 @@ from turnout.experiment.counts import ArmCounts, MetricCounts, SegmentCounts, Sh
 from turnout.experiment.decisions import Decision, decide
 from turnout.experiment.report import Facts, results_of
 from turnout.experiment.units import BAD, FAILED
-from turnout.plans import Guardrail, Metric, Plan, Step, check_metrics, check_plan
+from turnout.plans import Allocation, Guardrail, Metric, Plan, Step, check_metrics, check_plan
 
 NOW = 1_000_000.0
 PLAN = Plan(steps=(Step(0.1, dwell_seconds=60, min_entities=100), Step(0.5), Step(1.0)), negligible=0.01)
@@ -163,6 +163,19 @@ def test_a_shadow_step_waits_for_pairs_and_ends_with_failures() -> None:
     assert decided(segment(0.0), test=test, shadow=ShadowCounts(pairs=10, agreed=2)).action == "advance"
     failing = ShadowCounts(pairs=10, failed=60)
     assert decided(segment(0.0), test=test, shadow=failing).action == "roll_back"
+
+
+def test_every_arm_of_an_allocation_is_guarded() -> None:
+    plan = Plan(allocation=Allocation("bought"), guardrails=(Guardrail("errors", 0.1),))
+    third = Arm("v3", 0.1, 10_000)
+    test = replace(planned(plan), arms=(*planned(plan).arms, third))
+    counts = segment(0.5)
+    counts.shares["v3"], counts.arms["v3"] = 0.1, ArmCounts([2000, 0, 0, 0], assigned=2000)
+    assert decided(counts, test=test).action == "hold"
+    counts.arms["v3"].bad[FAILED] = 60
+    decision = decided(counts, test=test)
+    assert decision.action == "roll_back"
+    assert decision.reason.startswith("v3: guardrail errors")
 
 
 def test_one_that_has_no_plan_is_left_alone() -> None:

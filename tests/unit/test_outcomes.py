@@ -142,6 +142,23 @@ def test_an_entity_that_failed_first_is_answered_later(tmp_path: Path) -> None:
         assert hub.results("m").segments[0].assigned["v2"] == 1
 
 
+def test_the_distribution_of_scores(tmp_path: Path) -> None:
+    with turnout.open(tmp_path / "data", device="cpu") as hub:
+        register(hub, v1=linear_matrix([1.0, 0.0]), v2=linear_matrix([1.0, 0.0], 0.5))
+        hub.configure_test("m", {"v1": 0.5, "v2": 0.5})
+        answers = {n: hub.predict("m", [n % 50 / 100, 0], entity_id=n) for n in range(400)}
+        found = {scores.version: scores for scores in hub.results("m").scores}
+        for version, scores in found.items():
+            mine = [answer.outputs["score"][0] for answer in answers.values() if answer.version == version]
+            assert scores.entities == len(mine)
+            assert scores.mean == pytest.approx(np.mean(mine))
+            assert scores.deviation == pytest.approx(np.std(mine))
+            assert (scores.least, scores.greatest) == pytest.approx((min(mine), max(mine)))
+            assert sum(scores.histogram) == len(mine)
+        assert found["v1"].stability == pytest.approx(0)
+        assert found["v2"].stability > 0.25
+
+
 # --- what becomes of an outcome ---------------------------------------------------------------------------------------
 
 

@@ -59,6 +59,7 @@ def _views(results: Results) -> Iterator[Table | str]:
         _effects,
         _bad_events,
         _sample_ratio,
+        _scores,
         _latency,
         _quality,
         _shadow,
@@ -187,6 +188,23 @@ def _sample_ratio(results: Results) -> Table | None:
     off = any(ratio.mismatch for ratio in results.sample_ratio)
     title = f"sample ratio{', OFF: no comparison can be trusted before it is known why' if off else ''}"
     return table(title, ("stage", "entities", "expected", "log Bayes factor", ""), rows) if rows else None
+
+
+def _scores(results: Results) -> Table | None:
+    rows = [
+        (
+            arm.version,
+            arm.entities,
+            *(
+                "" if number is None else f"{number:.4g}"
+                for number in (arm.mean, arm.deviation, arm.least, arm.greatest, arm.stability)
+            ),
+        )
+        for arm in results.scores
+        if arm.entities
+    ]
+    names = ("arm", "entities", "mean", "deviation", "least", "greatest", "stability index")
+    return table("scores", names, rows) if rows else None
 
 
 def _latency(results: Results) -> Table | None:

@@ -41,6 +41,33 @@ class MetricCounts(msgspec.Struct, omit_defaults=True):
             self.xy += sign * score * value
 
 
+SCORE_BINS = 20
+
+
+class ScoreCounts(msgspec.Struct, omit_defaults=True):
+    """The scores of entities' first answers: how many, their sum, their squares, the least, the greatest.
+
+    `bins` counts those from 0 to 1 by twentieths, as probabilities are.
+    """
+
+    n: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    least: float = 0.0
+    greatest: float = 0.0
+    bins: list[int] = msgspec.field(default_factory=lambda: [0] * SCORE_BINS)
+
+    def add(self, score: float) -> None:
+        """Take a score in."""
+        self.least = min(self.least, score) if self.n else score
+        self.greatest = max(self.greatest, score) if self.n else score
+        self.n += 1
+        self.total += score
+        self.squares += score * score
+        if 0 <= score <= 1:
+            self.bins[min(SCORE_BINS - 1, int(score * SCORE_BINS))] += 1
+
+
 class ArmCounts(msgspec.Struct, omit_defaults=True):
     """What one arm did in one segment.
 
@@ -57,6 +84,7 @@ class ArmCounts(msgspec.Struct, omit_defaults=True):
     crossed: int = 0
     bad: list[int] = msgspec.field(default_factory=lambda: [0] * BAD)
     metrics: dict[str, MetricCounts] = {}
+    scores: ScoreCounts = msgspec.field(default_factory=ScoreCounts)
 
     def metric(self, name: str) -> MetricCounts:
         """The sums of a metric."""

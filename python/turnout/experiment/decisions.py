@@ -57,7 +57,12 @@ def decide(
     pair = Pair(baseline, candidate)
     guarded = look(test, plan, metrics, segments, pair, errors_of)
     evidence = _evidence(test, plan, guarded, segments, now)
-    broken = _broken(plan, guarded) or _broken_shadow(test, plan, shadow)
+    broken = _broken(plan, guarded, len(test.weights) - 1) or _broken_shadow(test, plan, shadow)
+    for arm in test.weights.keys() - {baseline, candidate}:  # an allocation may have more arms than two
+        others = look(test, plan, metrics, segments, Pair(baseline, arm), errors_of)
+        harm = None if broken else _broken(plan, others, len(test.weights) - 1)
+        if harm is not None:
+            broken, evidence = f"{arm}: {harm}", _evidence(test, plan, others, segments, now)
     if broken is not None:
         return Decision("roll_back", broken, (), evidence)
     if test.paused:
@@ -108,15 +113,15 @@ def look(
     ]
 
 
-def _broken(plan: Plan, guarded: Sequence[Guarded]) -> str | None:
-    """Why to roll back, in a sentence: a hard limit, or max over guardrails of pi E >= 1/alpha."""
+def _broken(plan: Plan, guarded: Sequence[Guarded], arms: int) -> str | None:
+    """Why to roll back, in a sentence: a hard limit, or max over guardrails, and arms, of pi E >= 1/alpha."""
     for found in guarded:
         if found.hard is not None:
             return f"hard limit: {found.hard}"
     if not guarded:
         return None
     worst = max(guarded, key=lambda found: found.log_e)
-    log_e = worst.log_e - math.log(len(guarded))
+    log_e = worst.log_e - math.log(len(guarded) * arms)
     if log_e < math.log(1 / plan.alpha):
         return None
     odds = _number(log_e)

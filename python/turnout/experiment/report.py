@@ -10,7 +10,14 @@ from typing import NamedTuple
 
 from turnout._core import Totals
 from turnout.domain import Test, Version
-from turnout.experiment.counts import ArmCounts, MetricCounts, SegmentCounts, TestCounts
+from turnout.experiment.counts import (
+    SCORE_BINS,
+    ArmCounts,
+    MetricCounts,
+    ScoreCounts,
+    SegmentCounts,
+    TestCounts,
+)
 from turnout.experiment.decisions import Decision, decide, default_guardrails
 from turnout.experiment.events import Point
 from turnout.experiment.evidence import (
@@ -32,6 +39,7 @@ from turnout.experiment.evidence import (
 from turnout.experiment.recommend import recommend
 from turnout.experiment.results import (
     ArmLatency,
+    ArmScores,
     BadEvents,
     CalibrationBin,
     Effect,
@@ -118,6 +126,7 @@ def results_of(facts: Facts, alpha: float = ALPHA) -> Results:
         metrics=metrics,
         bad_events=events,
         sample_ratio=ratio,
+        scores=tuple(_scores(segments, list(test.weights), baseline)),
         latency=tuple(_latency(arm, facts.counts.latency.get(arm, []), alpha) for arm in test.weights),
         quality=tuple(_qualities(facts)),
         segments=tuple(_segment(segment) for segment in segments),
@@ -320,6 +329,51 @@ def _sample_ratio(facts: Facts) -> list[SampleRatio]:
 
 
 # --- the rest ---------------------------------------------------------------------------------------------------------
+
+
+def _scores(segments: Sequence[SegmentCounts], arms: Sequence[str], baseline: str) -> list[ArmScores]:
+    totals = {
+        arm: _added([segment.arms[arm].scores for segment in segments if arm in segment.arms]) for arm in arms
+    }
+    return [
+        ArmScores(
+            version=arm,
+            entities=found.n,
+            mean=found.total / found.n if found.n else None,
+            deviation=math.sqrt(max(0.0, found.squares / found.n - (found.total / found.n) ** 2))
+            if found.n
+            else None,
+            least=found.least if found.n else None,
+            greatest=found.greatest if found.n else None,
+            histogram=tuple(found.bins),
+            stability=_stability(totals[baseline], found),
+        )
+        for arm, found in totals.items()
+    ]
+
+
+def _added(parts: Sequence[ScoreCounts]) -> ScoreCounts:
+    found = [one for one in parts if one.n]
+    return ScoreCounts(
+        n=sum(one.n for one in found),
+        total=sum(one.total for one in found),
+        squares=sum(one.squares for one in found),
+        least=min((one.least for one in found), default=0.0),
+        greatest=max((one.greatest for one in found), default=0.0),
+        bins=[sum(column) for column in zip(*(one.bins for one in found), strict=True)] or [0] * SCORE_BINS,
+    )
+
+
+def _stability(baseline: ScoreCounts, other: ScoreCounts) -> float | None:
+    """The population stability index: the sum of (q - p) ln(q / p) over bins, half an entity added to each.
+
+    Source: Yurdakul, Statistical properties of population stability index, 2018.
+    """
+    if not baseline.n or not other.n or sum(baseline.bins) < baseline.n or sum(other.bins) < other.n:
+        return None
+    p = [(count + 0.5) / (baseline.n + SCORE_BINS / 2) for count in baseline.bins]
+    q = [(count + 0.5) / (other.n + SCORE_BINS / 2) for count in other.bins]
+    return math.fsum((b - a) * math.log(b / a) for a, b in zip(p, q, strict=True))
 
 
 def _latency(version: str, dumps: Sequence[bytes], alpha: float) -> ArmLatency:

@@ -100,6 +100,23 @@ class Quantile(msgspec.Struct, frozen=True):
     interval: Interval
 
 
+class ArmScores(msgspec.Struct, frozen=True):
+    """What an arm says of the entities it meets first: the distribution of its scores.
+
+    `histogram` counts scores from 0 to 1 by twentieths. `stability` is the population stability index against the
+    baseline's histogram (below 0.1 they hardly differ, above 0.25 they do); None where scores are no probabilities.
+    """
+
+    version: str
+    entities: int
+    mean: float | None
+    deviation: float | None
+    least: float | None
+    greatest: float | None
+    histogram: tuple[int, ...]
+    stability: float | None
+
+
 class ArmLatency(msgspec.Struct, frozen=True):
     """How long an arm took to answer."""
 
@@ -176,6 +193,7 @@ class Results(msgspec.Struct, frozen=True):
     metrics: tuple[MetricResult, ...]
     bad_events: tuple[BadEvents, ...]
     sample_ratio: tuple[SampleRatio, ...]
+    scores: tuple[ArmScores, ...]
     latency: tuple[ArmLatency, ...]
     quality: tuple[VersionQuality, ...]
     segments: tuple[SegmentResult, ...]

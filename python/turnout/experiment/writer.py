@@ -175,6 +175,8 @@ class Writer:
         arm = self.segment(place.model, place.test, show.segment).arm(show.arm)
         arm.assigned += 1
         arm.answered += show.answered
+        if show.score is not None:
+            arm.scores.add(show.score)
         for metric in metrics:
             if show.ms <= self.cursor(place.model, place.test, metric.name):  # it comes late
                 self._count(place, unit, metric, show, 1)
