@@ -18,7 +18,7 @@ from turnout.experiment.counts import ShadowCounts
 from turnout.experiment.desk import Desk
 from turnout.experiment.units import finite
 from turnout.experiment.writer import Place
-from turnout.forks import ForkLock
+from turnout.forks import ForkLock, in_child
 from turnout.live import Live
 from turnout.log import log
 from turnout.router import Serving, score_output
@@ -85,9 +85,15 @@ class Copies:
         self._lock = ForkLock()
         self._counts: dict[tuple[str, int], ShadowCounts] = {}
         self._scores: dict[tuple[Place, int], float] = {}
-        self._scored: OrderedDict[bytes, None] = OrderedDict()
+        self._scored: OrderedDict[tuple[Serving, bytes], None] = OrderedDict()
         self._thread: threading.Thread | None = None
         self._closed = False
+        in_child(self, Copies.begin_anew)
+
+    def begin_anew(self) -> None:
+        """In a forked child: what waits, and what was found, is its parent's; its thread is not here."""
+        self._queue.clear()
+        self._counts, self._scores, self._thread = {}, {}, None
 
     def offer(
         self,
@@ -107,7 +113,7 @@ class Copies:
         if copying.share:
             if random.random() >= copying.share:  # noqa: S311 - a sample, not a secret
                 return
-        elif reason != TEST or entity is None or entity in self._scored:
+        elif reason != TEST or entity is None or (serving, entity) in self._scored:
             return
         if len(self._queue) >= WAITING:
             with self._lock:
@@ -193,7 +199,7 @@ class Copies:
             return
         with self._lock:
             self._scores[Place(copy.serving.name, int(test.id), entity), test.revision] = value
-            self._scored[entity] = None
+            self._scored[copy.serving, entity] = None
             if len(self._scored) > REMEMBERED:
                 self._scored.popitem(last=False)
 

@@ -185,7 +185,8 @@ class Test(msgspec.Struct, frozen=True):
 
     `baseline` is the arm that the others are compared with. With a `plan`, `step` is the one that it is at, counted from
     0, and `since` when that began, on a clock that does not jump. `thresholds` are the latencies of the baseline, in
-    seconds, above which an answer is slow (its p50, p75, p90, p95, p99 and p99.9 before).
+    seconds, above which an answer is slow (its p50, p75, p90, p95, p99 and p99.9 before). `metrics` are those that a
+    test counted, once it has ended.
     """
 
     __test__ = False  # pytest would collect a class of this name
@@ -208,6 +209,7 @@ class Test(msgspec.Struct, frozen=True):
     paused: bool = False
     approved: bool = False
     thresholds: tuple[float, ...] = ()
+    metrics: tuple[Metric, ...] | None = None
 
     @property
     def weights(self) -> dict[str, float]:

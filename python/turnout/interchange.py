@@ -117,9 +117,13 @@ def _write(r: Records, document: ModelDocument, author: Author) -> Committed:
         r.put_override(name, entity, label)
     for stay in document.deployments:
         r.put_deployment(name, stay)
+    # The number of a test that was here stands for what was counted then, and may not be given again.
+    model = document.model
+    if here is not None and here.tests_started > model.tests_started:
+        model = replace(model, tests_started=here.tests_started)
     # A revision that somebody has read may not come back with other content.
     revision = document.model.revision if here is None else max(document.model.revision, here.revision + 1)
-    return r.commit("import", author, here, document.model, None, revision=revision)
+    return r.commit("import", author, here, model, None, revision=revision)
 
 
 # --- coming from PrisML ---------------------------------------------------------------------------------------------

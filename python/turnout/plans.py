@@ -90,7 +90,7 @@ class Allocation(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown
 
     metric: str
     floor: Annotated[float, Meta(gt=0, le=0.5)] = 0.05
-    every_seconds: Annotated[float, Meta(ge=0.05, le=MAX_SECONDS)] = 3600.0
+    every_seconds: Annotated[float, Meta(ge=1, le=MAX_SECONDS)] = 3600.0
 
 
 class Plan(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

@@ -14,7 +14,7 @@ from turnout import _core
 from turnout.copies import Copies
 from turnout.domain import REASONS
 from turnout.engine import Session
-from turnout.errors import PredictionFailed, TurnoutError, problem
+from turnout.errors import InvalidFeatures, PredictionFailed, TurnoutError, problem
 from turnout.live import Live
 from turnout.log import log
 from turnout.router import Lane, Serving
@@ -25,6 +25,12 @@ PINNED = REASONS.index("pinned")
 
 Answer = tuple[int, bytes]
 """The HTTP status and the JSON body, a problem document (RFC 9457) from 400 on."""
+
+
+class _Addressed(msgspec.Struct):
+    """The part of a request that says whom it is about."""
+
+    entity_id: str | int | None = None
 
 
 class Ticket:
@@ -80,9 +86,39 @@ class Predictor:
         started = perf_counter_ns()
         serving = self._live.current().serving(model)
         pinned = None if version is None else serving.position(version)
-        position, reason, inputs, entity = serving.route.prepare(body, pinned)
+        try:
+            position, reason, inputs, entity = serving.route.prepare(body, pinned)
+        except InvalidFeatures as error:
+            if pinned is not None or serving.split is None:
+                raise
+            position, reason, inputs, entity = self._refused(serving, body, error)
         session = self._live.sessions.get(serving.lanes[position].key)
         return Ticket(serving, position, reason, inputs, entity, body, session, started)
+
+    def _refused(
+        self, serving: Serving, body: bytes, error: InvalidFeatures
+    ) -> tuple[int, int, tuple[NDArray[Any], ...], bytes | None]:
+        """What to do where an arm of a test cannot read what the active version can: the arm has failed, not the caller.
+
+        Raises the error where the active version cannot read it either, or may not answer instead.
+        """
+        active = serving.active_lane
+        if active is None:
+            raise error
+        index = serving.index[active.label]
+        _, _, inputs, entity = serving.route.prepare(body, index)
+        given = msgspec.json.decode(body, type=_Addressed).entity_id
+        if given is None:  # a random slot: which arm it was is not known any more
+            raise error
+        failed, reason, _ = serving.route.assign(given)
+        if failed == index:
+            raise error
+        lane = serving.lanes[failed]
+        (lane.series[reason] or self._series(serving, lane, reason)).record_error()
+        serving.route.failed(failed, reason, entity, self._fallback)
+        if not self._fallback:
+            raise error
+        return index, FALLBACK, inputs, entity
 
     def respond(self, ticket: Ticket) -> Answer:
         """Answer a request by itself."""

@@ -36,6 +36,7 @@ from turnout.transitions import (
     MAX_OVERRIDES,
     MAX_SALT_BYTES,
     Ramp,
+    check_arms,
     check_counted,
     check_revision,
     check_text,
@@ -315,6 +316,9 @@ class Registry:
             if plan is not None:
                 baseline = None if running is None else running.baseline
                 candidate, split = planned(head, weights, check_plan(plan, head.metrics), baseline)
+                if running is not None:
+                    first = r.ledger(model, running.id, 1)
+                    check_arms(running, None if first is None else first.weights, split)
                 ramp = Ramp(plan, candidate, since)
             if running is None:
                 after, test, runs = start_test(head, split, salt, ramp)
@@ -464,6 +468,9 @@ class Registry:
             check_revision(head, author)
             test = running(r, head)
             after = end_test(r, head, status)
+            if status == "rolled_back" and test.baseline and head.active in {None, test.candidate}:
+                # Somebody has activated the candidate meanwhile, or nothing ever was: the baseline is what was good.
+                after = deploy(r, after, test.baseline, "rollback", author)
             action = "stop_test" if status == "stopped" else "roll_back"
             facts = {"test": test.id, **({} if evidence is None else {"evidence": dict(evidence)})}
             return r.commit(action, author, head, after, r.test(model, test.id), facts=facts)

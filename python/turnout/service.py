@@ -239,8 +239,10 @@ class Turnout(Trials):
         """
         author = self._author(actor, reason, revision)
         target = [version] if version is not None else list(self.registry.model(model).former[:1])
-        self._keep(model)
-        return self._commit(lambda: self.registry.rollback(model, version, author), model, target)
+        test = self.registry.test(model)
+        rolled_back = self._commit(lambda: self.registry.rollback(model, version, author), model, target)
+        self._keep(test)
+        return rolled_back
 
     def delete_version(
         self,
@@ -331,10 +333,6 @@ class Turnout(Trials):
         """The models as this process serves them."""
         return self.live.current()
 
-    def commit_change(self, write: Callable[[], Committed]) -> Any:  # noqa: ANN401
-        """Make a change of which every version is loaded already, and wait until every worker serves it."""
-        return self._commit(write)
-
     def get_test(self, model: str) -> Test | None:
         """The running test, or None."""
         return self.registry.test(model)
@@ -354,20 +352,23 @@ class Turnout(Trials):
     ) -> Version:
         """End the test and activate one of its arms."""
         author = self._author(actor, reason, revision)
-        self._keep(model)
-        return self._commit(lambda: self.registry.promote(model, version, author), model, [version])
+        test = self.registry.test(model)
+        promoted = self._commit(lambda: self.registry.promote(model, version, author), model, [version])
+        self._keep(test)
+        return promoted
 
     def stop_test(
         self, model: str, *, actor: str | None = None, reason: str = "", revision: int | None = None
     ) -> Test:
         """End the test; the active version takes all traffic."""
         author = self._author(actor, reason, revision)
-        self._keep(model)
-        return self._commit(lambda: self.registry.stop_test(model, author))
-
-    def _keep(self, model: str) -> None:
-        """Keep the latencies of a running test that is about to end."""
         test = self.registry.test(model)
+        stopped = self._commit(lambda: self.registry.stop_test(model, author))
+        self._keep(test)
+        return stopped
+
+    def _keep(self, test: Test | None) -> None:
+        """Keep the latencies of a test that was just ended."""
         if test is not None:
             self.desk.keep(test)
 

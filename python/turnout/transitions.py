@@ -142,7 +142,7 @@ def end_test(r: Records, head: Model, status: TestStatus, winner: str | None = N
     test = r.running(head)
     if test is None:
         return head
-    r.put_test(replace(test, status=status, winner=winner, ended_at=utc_now()))
+    r.put_test(replace(test, status=status, winner=winner, ended_at=utc_now(), metrics=head.metrics))
     return replace(head, test_id=None)
 
 
@@ -234,7 +234,8 @@ def step_test(
         test, arms=_arms(ledger, weights), revision=test.revision + 1, changed_at=later(test.changed_at)
     )
     if ramp is not None:
-        fresh = {"step": 0, "paused": False, "approved": False}
+        baseline = test.baseline or head.active
+        fresh = {"baseline": baseline, "step": 0, "paused": False, "approved": False}
         stepped = replace(stepped, plan=ramp.plan, candidate=ramp.candidate, since=ramp.since, **fresh)
     elif stepped.plan is not None and test.weights != stepped.weights:
         stepped = replace(stepped, paused=True)  # a hand on the wheel: the plan waits until it is resumed
@@ -244,6 +245,18 @@ def step_test(
 def later(earlier: datetime) -> datetime:
     """The present time, or the earlier one where the clock has been set back, so that revisions stay in order."""
     return max(utc_now(), earlier)
+
+
+def check_arms(test: Test, first: Mapping[str, float] | None, split: Mapping[str, float]) -> None:
+    """Raise Conflict where a plan would compare arms that have not been in a test from its beginning.
+
+    The first bad event of an entity counts, and many have had theirs before such an arm came.
+    """
+    late = sorted(split.keys() - (first or {}).keys())
+    if late:
+        raise Conflict(
+            f"test {test.id} of model {test.model} began without {late[0]}: stop it, and start another with the plan"
+        )
 
 
 def check_counted(before: Sequence[Metric], after: Sequence[Metric], test: Test) -> None:

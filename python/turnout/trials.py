@@ -59,6 +59,8 @@ class Trials(ABC):
         self, model: str, *, actor: str | None = None, reason: str = "", revision: int | None = None
     ) -> Test:
         """Say that a planned test may leave its step once all else allows it."""
+        if revision is None:
+            revision = self.registry.model(model).revision
         return self._mark(model, "approve", actor, reason, revision, approved=True)
 
     def skip_step(
@@ -117,7 +119,11 @@ class Trials(ABC):
         if isinstance(metrics, Mapping | str):
             raise InvalidMetric(f"expected a list of metrics, found {type(metrics).__name__}")
         declared = check_metrics(metrics)
-        return self._commit(lambda: self.registry.declare_metrics(model, declared, author))
+        before = self.registry.model(model)
+        found = self._commit(lambda: self.registry.declare_metrics(model, declared, author))
+        known = {metric.name for metric in before.metrics}
+        self.desk.begin_counting(before, [metric for metric in declared if metric.name not in known])
+        return found
 
     def declared_metrics(self, model: str) -> tuple[Metric, ...]:
         """What is measured of a model."""

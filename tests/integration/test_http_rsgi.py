@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -137,7 +138,8 @@ def test_answers_in_parts_come_while_they_are_made(rsgi: Server) -> None:
         part = connection.recv(1 << 20)
         assert part
         received += part
-    assert received.count(b'"version":"v1"') == 16000
+    whole = re.sub(rb"\r\n[0-9A-Fa-f]+\r\n", b"", received)  # a part may begin anywhere
+    assert whole.count(b'"version":"v1"') == 16000
     connection.close()
 
 

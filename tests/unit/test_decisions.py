@@ -360,7 +360,7 @@ def test_a_decision_that_comes_too_late_changes_nothing(hub: turnout.Turnout) ->
 
 def test_shares_follow_what_is_learnt(hub: turnout.Turnout, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.declare_metrics("m", [{"name": "bought", "kind": "binary", "window_seconds": 0.001}])
-    plan = {"allocation": {"metric": "bought", "floor": 0.1, "every_seconds": 0.05}}
+    plan = {"allocation": {"metric": "bought", "floor": 0.1, "every_seconds": 1}}
     hub.configure_test("m", {"v1": 0.5, "v2": 0.5}, plan=plan)
     acting = controller(hub)
     matured = hub.desk.clock.matured_ms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import Counter
@@ -559,3 +560,114 @@ def test_disk_full_loses_no_exposure(hub: turnout.Turnout, monkeypatch: pytest.M
     monkeypatch.setattr(hub.desk.events, "write", write)
     assert hub.desk.exposures.flush() == 2
     assert hub.results("m").entities == 2
+
+
+# --- what a hostile reader found ----------------------------------------------------------------------------------------
+
+
+def test_many_tests_at_once_are_all_seen(tmp_path: Path) -> None:
+    with turnout.open(tmp_path / "data", device="cpu") as hub:
+        (tmp_path / "g").write_bytes(constant_label(0))
+        for number in range(70):
+            hub.register_version(f"m{number}", "v1", tmp_path / "g", features=["a", "b"])
+            hub.activate_version(f"m{number}", "v1")
+            hub.configure_test(f"m{number}", {"v1": 1.0})
+        for number in range(70):
+            hub.predict(f"m{number}", [1, 2], entity_id="u")
+        assert [hub.results(f"m{number}").entities for number in range(70)] == [1] * 70
+
+
+def test_numbers_that_are_none_decide_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with turnout.open(tmp_path / "data", device="cpu") as hub:
+        register(hub, v1=linear_matrix([2.0, 0.0]), v2=linear_matrix([2.0, 0.0]))
+        hub.declare_metrics("m", [{**LABEL, "role": "guardrail", "margin": 0.1}])
+        hub.configure_test("m", {"v1": 0.5, "v2": 0.5}, plan={"steps": [{"share": 0.5}, {"share": 0.9}]})
+        answers = [hub.predict("m", [3e38 if n == 5 else n % 9, 0], entity_id=n) for n in range(400)]
+        for n, answer in enumerate(answers):
+            value = 1e15 if n == 7 else 2 * (n % 9) + 0.1 * (n % 3)
+            tell(hub, metric="label", value=value, prediction_id=answer.prediction_id)
+        with pytest.raises(errors.InvalidOutcome):
+            tell(hub, metric="label", value=1e200, prediction_id=answers[0].prediction_id)
+        as_if_ago(monkeypatch, hub, 3601)
+        results = hub.results("m")
+        assert results.recommendation == "keep_running"
+        assert results.decision is not None
+        assert "nan" not in results.decision
+
+
+def test_an_arm_that_cannot_read_what_the_active_version_can_has_failed(tmp_path: Path) -> None:
+    with turnout.open(tmp_path / "data", device="cpu") as hub:
+        for version, features in (("v1", ["a", "b"]), ("v2", ["a", "new"])):
+            (tmp_path / version).write_bytes(constant_label(0))
+            hub.register_version("m", version, tmp_path / version, features=features)
+        hub.activate_version("m", "v1")
+        hub.configure_test("m", {"v1": 0.5, "v2": 0.5})
+        answers = [hub.predict("m", {"a": 1, "b": 2}, entity_id=n) for n in range(100)]
+        assert {answer.version for answer in answers} == {"v1"}
+        errors_of = next(bad for bad in hub.results("m").bad_events if bad.metric == "errors")
+        assert errors_of.events["v2"] == sum(answer.reason == "fallback" for answer in answers) > 30
+        with pytest.raises(errors.InvalidFeatures):
+            hub.predict("m", {"a": 1, "c": 2}, entity_id=1)
+
+
+def test_a_new_metric_counts_whom_it_could_see(hub: turnout.Turnout, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.configure_test("m", {"v1": 1.0, "v2": 0.0})
+    for n in range(50):
+        hub.predict("m", [1, 2], entity_id=n)
+    hub.desk.exposures.flush()
+    time.sleep(0.005)
+    hub.declare_metrics(
+        "m", [BOUGHT, SPENT, VISITS, LABEL, {"name": "new", "kind": "binary", "window_seconds": 60}]
+    )
+    time.sleep(0.005)
+    for n in range(50, 70):
+        hub.predict("m", [1, 2], entity_id=n)
+    hub.desk.exposures.flush()
+    tell(hub, metric="new", value=1, entity_id=3)
+    as_if_ago(monkeypatch, hub, 3601)
+    assert counts(hub, "v1", "new") == (20, 0.0)
+    tell(hub, metric="new", value=1, entity_id=4)
+    tell(hub, metric="new", value=1, entity_id=60)
+    assert counts(hub, "v1", "new") == (20, pytest.approx(1.0))
+
+
+def test_one_prediction_has_one_label(hub: turnout.Turnout) -> None:
+    answer = hub.predict("m", [1, 2], entity_id="u")
+    label = {"metric": "label", "value": 1, "prediction_id": answer.prediction_id}
+    states = [tell(hub, **label, **more).state for more in ({"id": "a"}, {"id": "b"}, {})]
+    assert states == ["attributed", "duplicate", "duplicate"]
+
+
+def test_results_of_a_test_that_ended_keep_its_metrics(hub: turnout.Turnout) -> None:
+    hub.configure_test("m", {"v1": 0.5, "v2": 0.5})
+    hub.predict("m", [1, 2], entity_id="u")
+    hub.stop_test("m")
+    hub.declare_metrics("m", [])
+    assert [found.metric for found in hub.results("m").metrics] == ["bought", "spent", "visits", "label"]
+
+
+def test_an_import_gives_no_number_of_a_test_again(hub: turnout.Turnout) -> None:
+    before = hub.export_registry()
+    hub.configure_test("m", {"v1": 0.5, "v2": 0.5})
+    hub.predict("m", [1, 2], entity_id="u")
+    hub.desk.exposures.flush()
+    hub.stop_test("m")
+    hub.import_registry(before, replace=True)
+    assert hub.configure_test("m", {"v1": 0.5, "v2": 0.5}).id == "2"
+    assert hub.results("m").entities == 0
+
+
+def test_a_forked_child_counts_only_what_it_has_seen(hub: turnout.Turnout) -> None:
+    hub.configure_test("m", {"v1": 0.5, "v2": 0.5})
+    hub.predict("m", [1, 2], entity_id="parent")
+    child = os.fork()
+    if child == 0:
+        try:
+            hub.predict("m", [1, 2], entity_id="child")
+            hub.close()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    results = hub.results("m")
+    assert results.entities == 2
+    assert sum(results.segments[0].requests.values()) == 2

@@ -36,8 +36,12 @@ class Clock:
         return _steady() + self._ahead
 
     def matured_ms(self) -> int:
-        """The time up to which things have surely passed, in Unix milliseconds: the earlier of steady and wall time."""
-        return int(min(self.now(), time.time()) * 1000)
+        """The present steady time in Unix milliseconds."""
+        return int(self.now() * 1000)
+
+    def ahead_ms(self) -> int:
+        """By how many milliseconds the wall clock is behind: what makes its times those of this clock."""
+        return round((self.now() - time.time()) * 1000)
 
 
 def _boot() -> str:

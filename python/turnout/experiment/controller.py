@@ -30,6 +30,8 @@ TAKE_OVER_SECONDS = 0.5
 """How often those who are not the controller ask whether there is one."""
 DRAWS = 4000
 PRUNE_SECONDS = 60.0
+CALIBRATE_SECONDS = 1.0
+"""How often the latencies of a baseline are asked for, until enough of them are known."""
 
 
 class Acting(Protocol):
@@ -123,6 +125,7 @@ class Controller:
         self._tidied_at = time.monotonic()
         self._allocated: dict[str, float] = {}
         self._told: dict[str, str] = {}
+        self._calibrated: dict[str, float] = {}
 
     def start(self) -> None:
         """Begin."""
@@ -152,6 +155,8 @@ class Controller:
                 continue  # somebody else was faster: look again at what there is now
             except TurnoutError as error:
                 self._say(test, f"{error.code}: {error.detail}")
+            except Exception as error:  # noqa: BLE001 - what is wrong with one test may not stop the others
+                self._say(test, repr(error))
         if now - self._tidied_at > PRUNE_SECONDS:
             self._tidied_at = now
             self._acting.tidy()
@@ -199,6 +204,10 @@ class Controller:
 
     def _calibrate(self, test: Test, author: Author) -> bool:
         """Set the latencies above which an answer is slow, once enough of the baseline's are known."""
+        now = time.monotonic()
+        if now - self._calibrated.get(test.model, -math.inf) < CALIBRATE_SECONDS:
+            return False
+        self._calibrated[test.model] = now
         answers, quantiles = self._acting.latencies(test.model, str(test.baseline))
         rising = all(a < b for a, b in pairwise(quantiles))
         if answers < ENOUGH_FOR_THRESHOLDS or not rising:

@@ -69,7 +69,7 @@ def decide(
         return Decision("hold", "the test is paused", ("resume",), evidence)
     if plan.allocation is not None:
         return Decision("hold", "shares follow what is learnt", (), evidence)
-    waiting = tuple(_waiting(test, plan.steps[test.step], metrics, segments, pair, guarded, shadow, now))
+    waiting = tuple(_waiting(test, plan, metrics, segments, pair, guarded, shadow, now, errors_of))
     if waiting:
         return Decision("hold", f"step {test.step + 1} waits for {waiting[0]}", waiting, evidence)
     return _forward(test, plan, candidate, evidence)
@@ -120,9 +120,9 @@ def _broken(plan: Plan, guarded: Sequence[Guarded], arms: int) -> str | None:
             return f"hard limit: {found.hard}"
     if not guarded:
         return None
-    worst = max(guarded, key=lambda found: found.log_e)
+    worst = max(guarded, key=lambda found: -math.inf if math.isnan(found.log_e) else found.log_e)
     log_e = worst.log_e - math.log(len(guarded) * arms)
-    if log_e < math.log(1 / plan.alpha):
+    if not log_e >= math.log(1 / plan.alpha):
         return None
     odds = _number(log_e)
     return (
@@ -162,28 +162,18 @@ def _number(log_e: float) -> str:
 
 def _waiting(
     test: Test,
-    step: Step,
+    plan: Plan,
     metrics: Sequence[Metric],
     segments: Sequence[SegmentCounts],
     pair: Pair,
     guarded: Sequence[Guarded],
     shadow: ShadowCounts | None,
     now: float,
+    errors_of: frozenset[str],
 ) -> list[str]:
     """What a step still needs, in words."""
-    found: list[str] = []
-    present = [segment for segment in segments if segment.revision == test.revision]
-    if step.shadow:
-        pairs = 0 if shadow is None else shadow.pairs
-        if pairs < max(step.min_entities, 1):
-            found.append(f"{max(step.min_entities, 1) - pairs} more requests that the shadow has run as well")
-    else:
-        for arm in pair:
-            matured = min((_matured(segment, arm, metrics) for segment in present), default=0)
-            if matured < step.min_entities:
-                found.append(f"{step.min_entities - matured} more matured entities of {arm}")
-        if not any(sum(arm.requests) for segment in present for arm in segment.arms.values()):
-            found.append("traffic")
+    step = plan.steps[test.step]
+    found = _unshadowed(plan, step, shadow) if step.shadow else _unseen(test, step, metrics, segments, pair)
     left = test.since + step.dwell_seconds - now
     if left > 0:
         found.append(
@@ -191,9 +181,38 @@ def _waiting(
         )
     if not step.shadow:
         found += [_unsure(test, guard) for guard in guarded if not guard.excluded]
-        found += list(_mismatched(segments, metrics))
+        found += _mismatched(segments, metrics)
+        found += _worse(plan, metrics, segments, pair, errors_of)
     if step.approval and not test.approved:
         found.append("an approval")
+    return found
+
+
+def _unseen(
+    test: Test, step: Step, metrics: Sequence[Metric], segments: Sequence[SegmentCounts], pair: Pair
+) -> list[str]:
+    """The entities that a step still has to see."""
+    found: list[str] = []
+    present = [segment for segment in segments if segment.revision == test.revision]
+    for arm in pair:
+        if not test.weights.get(arm):
+            continue  # an arm without traffic has nobody to observe
+        matured = min((_matured(segment, arm, metrics) for segment in present), default=0)
+        if matured < step.min_entities:
+            found.append(f"{step.min_entities - matured} more matured entities of {arm}")
+    if not any(sum(arm.requests) for segment in present for arm in segment.arms.values()):
+        found.append("traffic")
+    return found
+
+
+def _unshadowed(plan: Plan, step: Step, shadow: ShadowCounts | None) -> list[str]:
+    """The requests that a shadow still has to run, and whether it does so without failing."""
+    pairs, failed = (0, 0) if shadow is None else (shadow.pairs, shadow.failed)
+    found: list[str] = []
+    if pairs < max(step.min_entities, 1):
+        found.append(f"{max(step.min_entities, 1) - pairs} more requests that the shadow has run as well")
+    if failed > plan.negligible * (pairs + failed):
+        found.append(f"failures of the shadow, {failed} so far, to be rarer than {plan.negligible:.4g}")
     return found
 
 
@@ -202,6 +221,32 @@ def _unsure(test: Test, found: Guarded) -> str:
     if name == "latency" and not test.thresholds:
         return f"the latencies of {ENOUGH_FOR_THRESHOLDS} answers of the baseline"
     return f"harm beyond the margin of guardrail {name} to be excluded"
+
+
+def _worse(
+    plan: Plan,
+    metrics: Sequence[Metric],
+    segments: Sequence[SegmentCounts],
+    pair: Pair,
+    errors_of: frozenset[str],
+) -> list[str]:
+    """The primary metric, where the candidate is worse in it by more than its margin: no plan goes on over that."""
+    primary = next((metric for metric in metrics if metric.role == "primary"), None)
+    if primary is None:
+        return []
+    found = guard(
+        segments,
+        pair,
+        Guardrail(primary.name, margin=primary.margin or 0.0),
+        primary,
+        alpha=plan.alpha,
+        negligible=plan.negligible,
+        tightest_at=plan.tightest_at,
+        error_metric=primary.name in errors_of,
+    )
+    if found.log_e >= math.log(1 / plan.alpha):
+        return [f"somebody to decide: the candidate is worse in {primary.name}, the primary metric"]
+    return []
 
 
 def _mismatched(segments: Sequence[SegmentCounts], metrics: Sequence[Metric]) -> list[str]:

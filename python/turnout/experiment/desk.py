@@ -11,8 +11,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+
 from turnout.config import Settings
-from turnout.domain import Test, utc_now
+from turnout.domain import Model, Test, utc_now
 from turnout.errors import InvalidRequest, TestNotFound, TurnoutError
 from turnout.experiment.clock import Clock
 from turnout.experiment.controller import Controller, Leadership
@@ -28,8 +30,10 @@ from turnout.experiment.statistics.quality import LabelCounts, merge
 from turnout.experiment.units import Show
 from turnout.experiment.webhooks import Webhooks
 from turnout.experiment.writer import Place, Writer
+from turnout.forks import in_child
 from turnout.log import log
-from turnout.records import Author, Committed
+from turnout.plans import Metric
+from turnout.records import Author, Committed, Records
 from turnout.registry import Registry
 from turnout.router import ModelRecord, Snapshot
 from turnout.telemetry import Merged
@@ -38,6 +42,8 @@ GRACE_MS = 500
 """How long after its window an exposure matures: by then what other workers have seen is written down."""
 THRESHOLD_QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 HOOK_SECONDS = 5.0
+TIDY_SECONDS = 0.2
+"""How long, of each minute, what is too old is removed."""
 
 
 class Host(Protocol):
@@ -52,10 +58,6 @@ class Host(Protocol):
 
     def current(self) -> Snapshot:
         """The models as they are served."""
-        ...
-
-    def commit_change(self, write: Callable[[], Committed]) -> Any:  # noqa: ANN401
-        """Make a change and wait until all workers serve it."""
         ...
 
 
@@ -76,13 +78,17 @@ class Desk:
         self.webhook_secret()  # what is wrong with the setting is said now, and not after a decision
         self.events = Events(data, map_size=settings.map_size)
         self.clock = Clock(self.events.anchor)
-        self.exposures = Exposures(self.events, self.signers, self._seen)
-        self.outcomes = Outcomes(self.events, self.signers, self._known, self.exposures.flush)
+        self.exposures = Exposures(self.events, self.signers, self._seen, self.clock.ahead_ms)
+        self.outcomes = Outcomes(
+            self.events, self.signers, self._known, self.exposures.flush, self.clock.ahead_ms
+        )
         self._flusher = Flusher("turnout-exposures", settings.exposure_seconds, self._flush)
         self._flushing = False
         self._others: list[Callable[[], object]] = []
         self._controller: Controller | None = None
         self._hooks: dict[tuple[str, ...], Webhooks] = {}
+        self._due: dict[tuple[str, str], int] = {}
+        in_child(self, Desk.begin_anew)
 
     def start_controller(self) -> None:
         """Follow plans in this process, whenever no other one does."""
@@ -100,13 +106,23 @@ class Desk:
 
     def close(self) -> None:
         """Write the rest down and let go. Idempotent."""
-        if self._controller is not None:
-            self._controller.stop()
-        self._flusher.stop()
-        self.exposures.flush()
-        for hooks in self._hooks.values():
-            hooks.close(HOOK_SECONDS)
-        self.events.close()
+        try:
+            if self._controller is not None:
+                self._controller.stop()
+            self._flusher.stop()
+            self._flush()
+            for hooks in self._hooks.values():
+                hooks.close(HOOK_SECONDS)
+        finally:
+            self.events.close()
+
+    def begin_anew(self) -> None:
+        """In a forked child: the threads of its parent are not here."""
+        self._flusher = Flusher("turnout-exposures", self._host.settings.exposure_seconds, self._flush)
+        if self._flushing:
+            self._flusher.start()
+        self._controller = None
+        self._hooks = {}
 
     def also(self, work: Callable[[], object]) -> None:
         """Have something else written down whenever exposures are."""
@@ -149,11 +165,19 @@ class Desk:
 
     def running_tests(self) -> Sequence[tuple[int, ModelRecord]]:
         """The revision and the records of each model with a running test."""
+        found: list[tuple[int, ModelRecord]] = []
 
-        def read(r: Any) -> list[tuple[int, ModelRecord]]:  # noqa: ANN401
-            return [(head.revision, r.record(head)) for head in r.models() if head.test_id is not None]
+        def read(r: Records) -> None:
+            for name in r.names():
+                try:
+                    head = r.model(name)
+                    if head.test_id is not None:
+                        found.append((head.revision, r.record(head)))
+                except (msgspec.MsgspecError, ValueError):  # of another release, say; the others go on
+                    continue
 
-        return self._registry.read(read)
+        self._registry.read(read)
+        return found
 
     def counts_of(self, test: Test) -> TestCounts:
         """The counts of a test."""
@@ -164,7 +188,7 @@ class Desk:
         versions = [record.versions[arm] for arm in test.weights if arm in record.versions]
         return frozenset(
             metric.name
-            for metric in record.model.metrics
+            for metric in counted(record, test)
             if metric.kind == "label"
             and any(not scheme_of(version, metric).is_classifier for version in versions)
         )
@@ -172,7 +196,7 @@ class Desk:
     def mature(self, record: ModelRecord, test: Test) -> None:
         """Count what has matured of a test."""
         now = self.clock.matured_ms() - GRACE_MS
-        for metric in record.model.metrics:
+        for metric in counted(record, test):
             self.events.mature(test.model, int(test.id), metric, now - metric.window_ms)
 
     def results(self, model: str, test_id: str | None = None, *, alpha: float = ALPHA) -> Results:
@@ -190,13 +214,7 @@ class Desk:
                 else f"model {model} has no test {test_id}"
             )
         test = wanted[-1]
-        if (
-            test.status == "running"
-            or test.ended_at is None
-            or utc_now() - test.ended_at
-            < timedelta(seconds=max((m.window_seconds for m in record.model.metrics), default=0.0) + 60)
-        ):
-            self.mature(record, test)
+        self.mature(record, test)
         return results_of(self._facts(record, test), alpha)
 
     def _facts(self, record: ModelRecord, test: Test) -> Facts:
@@ -207,11 +225,11 @@ class Desk:
             found = {} if version is None else qualities.get(version.ordinal, {})
             if int(test.id) in found:
                 counts.quality[label] = found[int(test.id)]
-        if not counts.latency:
+        if not counts.latency or test.status == "running":
             counts.latency = self._latency(test)
         return Facts(
             test=test,
-            metrics=record.model.metrics,
+            metrics=counted(record, test),
             versions=record.versions,
             counts=counts,
             errors_of=self.errors_of(record, test),
@@ -238,6 +256,18 @@ class Desk:
                 found.append(quality_of(version, version.version, total))
         return found
 
+    def begin_counting(self, head: Model, metrics: Sequence[Metric]) -> None:
+        """Count for metrics that were just declared only whom a running test exposes from now on."""
+        if head.test_id is None or not metrics:
+            return
+        number, now = int(head.test_id), self.clock.matured_ms()
+
+        def work(writer: Writer) -> None:
+            for metric in metrics:
+                writer.raise_floor(head.name, number, metric.name, now)
+
+        self.events.write(work)
+
     def latencies(self, model: str, version: str) -> tuple[int, tuple[float, ...]]:
         """How many answers of a version are known, and quantiles of their time in seconds."""
         totals = self._host.statistics().of_version(model, version)
@@ -254,10 +284,8 @@ class Desk:
         evidence: dict[str, Any],
         **change: Any,  # noqa: ANN401
     ) -> None:
-        """Do what was decided: one change of the registry, served by all workers when this returns."""
+        """Do what was decided: one change of the registry."""
         registry, model = self._registry, test.model
-        if action in {"roll_back", "finish"}:
-            self.keep(test)
         writes: dict[str, Callable[[], Committed]] = {
             "advance": lambda: registry.advance(
                 model, author, since=self.clock.now(), evidence=evidence, action="advance", **change
@@ -269,15 +297,12 @@ class Desk:
             "finish": lambda: registry.promote(model, str(test.candidate), author, evidence),
             "roll_back": lambda: registry.stop_test(model, author, "rolled_back", evidence),
         }
-        generations: list[int] = []
-
-        def write() -> Committed:
-            committed = writes[action]()
-            generations.append(committed.generation)
-            return committed
-
-        self._host.commit_change(write)
-        self.tell(test, action, author, evidence, generations[0])
+        # Nobody is waited for: each worker notices before its next request, and a worker that hangs may not hold up what
+        # has to be done about other tests.
+        committed = writes[action]()
+        if action in {"roll_back", "finish"}:
+            self.keep(test)
+        self.tell(test, action, author, evidence, committed.generation)
 
     def keep(self, test: Test) -> None:
         """Keep what the statistics of the workers know of a test that is about to end."""
@@ -348,8 +373,12 @@ class Desk:
 
     def follow(self, record: ModelRecord, test: Test) -> None:
         """Note how the numbers of a running test go, now and then."""
-        now = round(time.time() * 1000)
-        if self.events.trail(test.model, int(test.id)).due(now):
+        now, at = round(time.time() * 1000), (test.model, test.id)
+        if now < self._due.get(at, 0):
+            return
+        trail = self.events.trail(test.model, int(test.id))
+        self._due[at] = now + trail.every_ms
+        if trail.due(now):
             results = results_of(self._facts(record, test))
             self.events.follow(test.model, int(test.id), point_of(results))
 
@@ -357,13 +386,17 @@ class Desk:
         """Remove single outcomes and exposures that are older than the settings say; counts stay."""
         settings = self._host.settings
         now = utc_now()
-        self.events.prune(round((now - timedelta(days=settings.outcome_days)).timestamp() * 1000))
+        deadline = time.monotonic() + TIDY_SECONDS
+        before = round((now - timedelta(days=settings.outcome_days)).timestamp() * 1000)
+        while self.events.prune(before) and time.monotonic() < deadline:
+            pass
         oldest = now - timedelta(days=settings.exposure_days)
         self.events.drop_marks(round(oldest.timestamp() * 1000))
         for head in self._registry.models():
             for test in self._registry.tests(head.name):
                 if test.ended_at is not None and test.ended_at < oldest:
-                    self.events.forget_test(head.name, int(test.id))
+                    while self.events.forget_test(head.name, int(test.id)) and time.monotonic() < deadline:
+                        pass
 
     # --- single entities --------------------------------------------------------------------------------------------
 
@@ -377,6 +410,11 @@ class Desk:
             tests = [int(test.id) for test in self._registry.tests(model)]
             gone += self.events.forget(model, tests, entity)
         return gone
+
+
+def counted(record: ModelRecord, test: Test) -> tuple[Metric, ...]:
+    """The metrics that a test counts: those of its model, or as they were when it ended."""
+    return record.model.metrics if test.status == "running" or test.metrics is None else test.metrics
 
 
 def _score(show: Show, champion: float) -> None:

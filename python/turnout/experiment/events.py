@@ -3,6 +3,7 @@
 unit     / model / test / entity                 Unit
 shown    / model / test / ms / entity / segment  (nothing: exposures in order of time)
 cursor   / model / test / metric                 ms up to which exposures are matured and counted
+floor    / model / test / metric                 ms up to which exposures do not count
 counts   / model / test / segment                SegmentCounts
 tally    / model / test                          Tally
 quality  / model / version / test                LabelCounts
@@ -282,7 +283,8 @@ class Events:
                     gone += t.delete(key(table, model, test, rest))
             return gone
 
-        if not self._store.read(lambda t: _first(t.scan("unit", model, test), 1)):
+        tables = ("unit", "shown")
+        if not self._store.read(lambda t: any(_first(t.scan(table, model, test), 1) for table in tables)):
             return 0
         return self._store.change(change)
 

@@ -149,7 +149,8 @@ def guard(
         return _guard_events(segments, pair, guardrail, margin, alpha, negligible)
     found = compared(segments, pair, metric)
     entities = {arm: _matured(segments, arm, metric) for arm in pair}
-    if found is None or not has_enough(segments, pair, metric):
+    known = found is not None and math.isfinite(found.estimate) and math.isfinite(found.se)
+    if found is None or not known or not has_enough(segments, pair, metric):
         estimate = None if found is None else found.estimate
         return Guarded(guardrail, 0.0, False, {}, entities, estimate, None)
     sign = better_sign(metric, error_metric=error_metric)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from turnout.experiment.events import Events
 from turnout.experiment.receipts import Signers
 from turnout.experiment.units import FAILED, INVALID, REPLACED, Show, Unit, finite, levels
 from turnout.experiment.writer import Place, Writer
-from turnout.forks import ForkLock
+from turnout.forks import ForkLock, in_child
 from turnout.log import log
 from turnout.plans import Metric
 from turnout.router import ModelRecord, Witness
@@ -39,8 +40,8 @@ ANSWERED, INVALID_KIND, FAILED_KIND, REPLACED_KIND = range(4)
 NANOSECONDS = 1e9
 MOST_LEFT = 2_000_000
 """Entries that are kept while they cannot be written."""
-KEPT = 64
-"""Watches of revisions that are over, kept until what was in flight then has surely been noted."""
+KEPT_SECONDS = 60.0
+"""How long a revision that is over is watched: until what was in flight then has surely been noted."""
 
 
 class Scope(NamedTuple):
@@ -73,43 +74,56 @@ class Exposures:
     """
 
     def __init__(
-        self, events: Events, signers: Signers, seen: Callable[[bool], None] = lambda _: None
+        self,
+        events: Events,
+        signers: Signers,
+        seen: Callable[[bool], None] = lambda _: None,
+        ahead_ms: Callable[[], int] = lambda: 0,
     ) -> None:
         self._events = events
         self._signers = signers
         self._seen = seen
+        self._ahead_ms = ahead_ms
         self._scopes: dict[tuple[str, int, int], Scope] = {}
+        self._over: dict[tuple[str, int, int], float] = {}
         self._left: list[Batch] = []
         self._lock = ForkLock()
         self._flushing = ForkLock()
         self._failing = False
+        in_child(self, Exposures.forget)
+
+    def forget(self) -> None:
+        """In a forked child: what was seen is its parent's to write down. Watches go on empty."""
+        self._left = []
+        for scope in self._scopes.values():
+            scope.watch.drain()
 
     def witness(self, record: ModelRecord) -> Witness:
         """Who signs the answers of a model, and watches its running test."""
-        signer = self._signers.signer(record.model.name)
-        test = record.test
-        if test is None:
-            return Witness(signer, None)
-        at = (test.model, int(test.id), test.revision)
+        name, test = record.model.name, record.test
+        signer = self._signers.signer(name)
+        at = None if test is None else (name, int(test.id), test.revision)
         with self._lock:
-            scope = self._scopes.pop(at, None)
+            for other in self._scopes:
+                if other[0] == name and other != at:
+                    self._over.setdefault(other, time.monotonic())
+            if test is None or at is None:
+                return Witness(signer, None)
+            scope = self._scopes.get(at)
             watch = _watch_of(test) if scope is None else scope.watch
             self._scopes[at] = Scope(test, record.model.metrics, watch)
-            for old in list(self._scopes)[:-KEPT]:
-                self._left += _drained([self._scopes.pop(old)])
+            self._over.pop(at, None)
         return Witness(signer, watch)
 
     def flush(self) -> int:
         """Write down what was seen; how many entries that were. What cannot be written now is kept for the next time."""
         with self._flushing:
-            with self._lock:
-                scopes = list(self._scopes.values())
-            self._left += _drained(scopes)
-            batches = self._left
+            batches = [*self._left, *self._drained()]
+            self._left = []
             if not batches:
                 return 0
             try:
-                self._events.write(lambda writer: [_write(writer, batch) for batch in batches])
+                self._write_all(batches)
             except TurnoutError as error:
                 if not self._failing:
                     log("error", "exposures_not_written", detail=error.detail)
@@ -117,9 +131,33 @@ class Exposures:
                 self._left = _bounded(batches)
                 return 0
             self._failing = False
-            self._left = []
         self._seen(any(sum(counters[1:4]) for batch in batches for counters in batch.counters))
         return sum(len(batch.entries) for batch in batches)
+
+    def _drained(self) -> list[Batch]:
+        """What was seen since the last time; watches of revisions that have long been over go."""
+        with self._lock:
+            found = _drained(list(self._scopes.values()), self._ahead_ms())
+            oldest = time.monotonic() - KEPT_SECONDS
+            for at in [at for at, since in self._over.items() if since < oldest]:
+                del self._over[at]
+                self._scopes.pop(at, None)
+        return found
+
+    def _write_all(self, batches: list[Batch]) -> None:
+        """Write batches in one transaction; if one of them cannot be, each by itself, and that one is given up."""
+        try:
+            self._events.write(lambda writer: [_write(writer, batch) for batch in batches])
+        except TurnoutError:
+            raise
+        except Exception:  # noqa: BLE001 - a record of one model that cannot be read, say
+            for batch in batches:
+                try:
+                    self._events.write(lambda writer, batch=batch: _write(writer, batch))
+                except TurnoutError:
+                    raise
+                except Exception as error:  # noqa: BLE001
+                    log("error", "exposures_lost", model=batch.scope.test.model, detail=repr(error))
 
 
 def _bounded(batches: list[Batch]) -> list[Batch]:
@@ -138,12 +176,15 @@ def _watch_of(test: Test) -> _core.Watch:
     return _core.Watch(len(test.arms), thresholds)
 
 
-def _drained(scopes: list[Scope]) -> list[Batch]:
+def _drained(scopes: list[Scope], ahead_ms: int) -> list[Batch]:
+    """What watches have seen; times become those of the steady clock, which is so far ahead of the wall clock."""
     found: list[Batch] = []
     for scope in scopes:
-        entries, counters, dropped = scope.watch.drain()
-        if dropped or any(map(any, counters)):
-            found.append(Batch(scope, np.frombuffer(entries, ENTRY), counters, dropped))
+        drained, counters, dropped = scope.watch.drain()
+        if drained or dropped or any(map(any, counters)):
+            entries = np.frombuffer(drained, ENTRY).copy()
+            entries["ms"] = (entries["ms"].astype(np.int64) + ahead_ms).astype(np.uint64)
+            found.append(Batch(scope, entries, counters, dropped))
     return found
 
 

@@ -12,6 +12,8 @@ from turnout.plans import Metric
 from turnout.router import score_output
 
 Label = str | int | float | bool
+MAX_ERROR = 1e30
+"""Of a score from its true value; the square of a larger one could not be added up."""
 
 
 class Scheme(NamedTuple):
@@ -68,8 +70,11 @@ def judge(
     if score is None:
         return None
     if not scheme.is_classifier:
+        error = abs(score - truth)
+        if not error <= MAX_ERROR:
+            return None
         add_value(counts, float(truth), score)
-        return abs(score - truth)
+        return error
     if scheme.columns in {1, 2} and 0 <= score <= 1:
         chosen = predicted if scheme.columns == 2 else int(score >= 0.5)
         add(counts, truth == 1, score, chosen == truth)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import msgspec
+from msgspec import structs
 
 from turnout.domain import Test, Version
 from turnout.errors import (
@@ -25,7 +27,7 @@ from turnout.experiment.counts import SegmentCounts
 from turnout.experiment.events import Events
 from turnout.experiment.labels import Scheme, judge, scheme_of
 from turnout.experiment.receipts import Receipt, Signers
-from turnout.experiment.units import Show, Unit
+from turnout.experiment.units import Show, Unit, finite
 from turnout.experiment.writer import Logged, Place, Writer
 from turnout.forks import ForkLock
 from turnout.plans import Metric
@@ -39,6 +41,8 @@ MAX_AMOUNT = 1e15
 MAX_COUNT = 10**9
 FUTURE_SECONDS = 5.0
 """How far the clock of whoever sends an outcome may be ahead of ours."""
+MOST_PATIENT = 8
+"""Threads that wait for exposures at once; the others answer, and serve, without."""
 FRESH_SECONDS = 1.0
 SETTLE_SECONDS = 0.3
 """How long an outcome that came before its exposure was written waits for it: a little more than workers take."""
@@ -105,15 +109,23 @@ class Outcomes:
     Args:
         known: what is known of a model; raises ModelNotFound.
         settle: has this process write down the exposures that it has seen.
+        ahead_ms: how far the steady clock, which exposures are stamped by, is ahead of the wall clock.
     """
 
     def __init__(
-        self, events: Events, signers: Signers, known: Callable[[str], Known], settle: Callable[[], object]
+        self,
+        events: Events,
+        signers: Signers,
+        known: Callable[[str], Known],
+        settle: Callable[[], object],
+        ahead_ms: Callable[[], int] = lambda: 0,
     ) -> None:
         self._events = events
         self._signers = signers
         self._known = known
         self._settle = settle
+        self._ahead_ms = ahead_ms
+        self._patient = threading.BoundedSemaphore(MOST_PATIENT)
         self._waiting: list[_Entry] = []
         self._queue = ForkLock()
         self._writing = ForkLock()
@@ -138,7 +150,7 @@ class Outcomes:
             except TurnoutError as error:
                 results.append(Attributed("invalid", code=error.code, detail=error.detail))
         # An exposure may not have been written yet, by this process or, in the third attempt, by another one.
-        for attempt, before in enumerate((_nothing, self._settle, _wait_for_others)):
+        for attempt, before in enumerate((_nothing, self._settle, self._wait_for_others)):
             pending = [(row, item) for row, item in items if results[row] is None]
             if not pending:
                 break
@@ -147,6 +159,14 @@ class Outcomes:
             for (row, _), result in zip(pending, found, strict=True):
                 results[row] = result
         return [result for result in results if result is not None]
+
+    def _wait_for_others(self) -> None:
+        """Wait a little; where many do already, the answer comes at once, and may be that nobody was exposed."""
+        if self._patient.acquire(blocking=False):
+            try:
+                time.sleep(SETTLE_SECONDS)
+            finally:
+                self._patient.release()
 
     def _item(
         self,
@@ -179,6 +199,8 @@ class Outcomes:
                 schemes[at] = version, scheme_of(version, metric)
             version, scheme = schemes[at]
             ms = max(ms, receipt.ms)
+            if receipt.score is not None and finite(receipt.score) is None:
+                receipt = structs.replace(receipt, score=None)
         else:
             entity = self._signers.entity(check_entity(outcome.entity_id))
             if not known.tests:
@@ -196,15 +218,18 @@ class Outcomes:
             known,
             metric,
             value,
-            ms,
+            ms + self._ahead_ms(),
             entity,
             place,
-            receipt,
+            None if receipt is None else structs.replace(receipt, time=receipt.time + self._ahead()),
             version,
             scheme,
             _once(outcome, metric),
             fresh,
         )
+
+    def _ahead(self) -> timedelta:
+        return timedelta(milliseconds=self._ahead_ms())
 
     def _commit(self, items: list[Item], *, final: bool) -> list[Attributed | None]:
         """Store items together with those of other threads; None for what may yet find its exposure."""
@@ -221,9 +246,11 @@ class Outcomes:
                     )
                     for other, results in zip(together, found, strict=True):
                         other.results = results
-                except Exception as error:  # noqa: BLE001 - each of those who wait is told
+                except BaseException as error:  # each of those who wait is told
                     for other in together:
                         other.error = error
+                    if not isinstance(error, Exception):
+                        raise
         if entry.error is not None:
             raise entry.error
         return entry.results or []
@@ -236,15 +263,11 @@ class _Entry:
         self.items = items
         self.final = final
         self.results: list[Attributed | None] | None = None
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
 
 def _nothing() -> None:
     """The first attempt waits for nothing."""
-
-
-def _wait_for_others() -> None:
-    time.sleep(SETTLE_SECONDS)
 
 
 def read_outcome(given: Any) -> Outcome:  # noqa: ANN401
@@ -281,8 +304,8 @@ def _checked(metric: Metric, value: Value) -> float:
     if metric.kind == "label":
         if isinstance(value, str) and len(value) > 1000:
             raise InvalidOutcome(f"metric {metric.name!r}: expected a label of at most 1,000 characters")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InvalidOutcome(f"metric {metric.name!r}: expected a label, found {value}")
+        if not isinstance(value, str) and not abs(value) <= MAX_AMOUNT:
+            raise InvalidOutcome(f"metric {metric.name!r}: expected a label between -1e15 and 1e15")
         return 0.0
     what = f"metric {metric.name!r} is of kind {metric.kind}"
     if isinstance(value, str) or (isinstance(value, bool) and metric.kind != "binary"):
@@ -300,10 +323,10 @@ def _checked(metric: Metric, value: Value) -> float:
 
 def _once(outcome: Outcome, metric: Metric) -> bytes:
     """What is the same for the same outcome: its id, or the prediction that a label is of."""
-    if outcome.id is not None:
+    if metric.kind == "label" and outcome.prediction_id is not None:
+        name = f"prediction\0{outcome.prediction_id}"  # has one label, whatever ids it comes with
+    elif outcome.id is not None:
         name = f"id\0{outcome.id}"
-    elif metric.kind == "label" and outcome.prediction_id is not None:
-        name = f"prediction\0{outcome.prediction_id}"
     else:
         return b""
     text = "\0".join((outcome.model, outcome.metric, name)).encode("utf-8", "surrogatepass")
@@ -379,7 +402,8 @@ def _exposure(writer: Writer, item: Item) -> tuple[Unit | None, Show | None]:
         return None, None
     unit = writer.find(place)
     if receipt is None:
-        return unit, None if unit is None else unit.shown_at(item.ms)
+        found = None if unit is None else unit.shown_at(item.ms)
+        return unit, found if found is not None and found.answered else None
     show = None if unit is None else unit.show(receipt.segment)
     test = next((test for test in item.known.tests if int(test.id) == place.test), None)
     label = "" if item.version is None else item.version.version

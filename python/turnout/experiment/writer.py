@@ -62,6 +62,7 @@ class Writer:
         self._tallies: dict[tuple[str, int], Tally] = {}
         self._qualities: dict[tuple[str, int, int], LabelCounts] = {}
         self._cursors: dict[tuple[str, int, str], int] = {}
+        self._floors: dict[tuple[str, int, str], int] = {}
         self._heads: dict[tuple[str, int], bytes] = {}
         self._log: list[Logged] = []
 
@@ -137,6 +138,19 @@ class Writer:
             found = self._cursors[at] = -1 if stored is None else int.from_bytes(stored, "big")
         return found
 
+    def floor(self, model: str, test: int, metric: str) -> int:
+        """Up to which time exposures do not count for a metric: it was not declared yet."""
+        at = (model, test, metric)
+        found = self._floors.get(at)
+        if found is None:
+            stored = self._t.get(key("floor", *at))
+            found = self._floors[at] = -1 if stored is None else int.from_bytes(stored, "big")
+        return found
+
+    def raise_floor(self, model: str, test: int, metric: str, ms: int) -> None:
+        """Count only exposures after a time for a metric that is declared now."""
+        self._t.put(key("floor", model, test, metric), ms.to_bytes(8, "big"))
+
     # --- changes ------------------------------------------------------------------------------------------------
 
     def change(
@@ -183,7 +197,7 @@ class Writer:
 
     def _count(self, place: Place, unit: Unit, metric: Metric, show: Show, sign: int) -> None:
         found = unit.observed(metric, show)
-        if found is not None:
+        if found is not None and show.ms > self.floor(place.model, place.test, metric.name):
             arm = self.segment(place.model, place.test, show.segment).arm(show.arm)
             arm.metric(metric.name).add(*found, sign)
 
