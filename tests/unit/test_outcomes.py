@@ -671,3 +671,12 @@ def test_a_forked_child_counts_only_what_it_has_seen(hub: turnout.Turnout) -> No
     results = hub.results("m")
     assert results.entities == 2
     assert sum(results.segments[0].requests.values()) == 2
+
+
+def test_a_damaged_database_of_events_is_put_aside(tmp_path: Path) -> None:
+    (tmp_path / "events.lmdb").write_bytes(b"no database" * 5000)
+    with turnout.open(tmp_path, device="cpu") as hub:
+        register(hub, v1=constant_label(0))
+        assert hub.predict("m", [1, 2], entity_id="u").version == "v1"
+    (aside,) = tmp_path.glob("events.lmdb.damaged-*")
+    assert aside.read_bytes().startswith(b"no database")

@@ -18,6 +18,8 @@ clock                                            Anchor
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -43,8 +45,9 @@ from turnout.experiment.writer import (
     Writer,
     pack,
 )
+from turnout.log import log
 from turnout.plans import Metric
-from turnout.store import Store, Transaction, key
+from turnout.store import DamagedError, Store, Transaction, key
 
 T = TypeVar("T")
 LATENCY = msgspec.msgpack.Decoder(dict[str, list[bytes]])
@@ -97,7 +100,15 @@ class Events:
     """The events of a data directory; any number of processes may have them open at once."""
 
     def __init__(self, data: Path, *, map_size: int) -> None:
-        self._store = Store(data / "events.lmdb", map_size=map_size)
+        path = data / "events.lmdb"
+        try:
+            self._store = Store(path, map_size=map_size)
+        except DamagedError as error:  # predictions need nothing of it, and go on
+            aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+            with contextlib.suppress(FileNotFoundError):
+                path.rename(aside)
+            log("error", "events_damaged", detail=error.detail, kept_as=str(aside))
+            self._store = Store(path, map_size=map_size)
 
     def close(self) -> None:
         """Let go of the database."""
