@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 import turnout
-from models import constant_label
+from models import constant_label, failing_model
 from turnout import errors
 from turnout.domain import Arm, Test, utc_now
 from turnout.experiment.clock import Clock
@@ -356,6 +357,67 @@ def test_a_decision_that_comes_too_late_changes_nothing(hub: turnout.Turnout) ->
         acting._look(revision, record, record.test)
     assert hub.get_test("m").step == 0
     acting.stop()
+
+
+def test_a_rollback_leaves_the_baseline(hub: turnout.Turnout, tmp_path: Path) -> None:
+    (tmp_path / "bad").write_bytes(failing_model())
+    hub.register_version("m", "bad", tmp_path / "bad", features=["a", "b"])
+    plan = {"steps": [{"share": 0.5, "dwell_seconds": 60}, {"share": 0.9}]}
+    hub.configure_test("m", {"v1": 0.5, "bad": 0.5}, plan=plan)
+    hub.activate_version("m", "bad", reason="by mistake")
+    for number in range(200):
+        with contextlib.suppress(errors.PredictionFailed):
+            hub.predict("m", [1, 2], entity_id=number)
+    hub.desk.exposures.flush()
+    acting = controller(hub)
+    acting.tick()
+    assert hub.get_test("m") is None
+    assert hub.active_version("m").version == "v1"
+    assert hub.list_tests("m")[-1].status == "rolled_back"
+    acting.stop()
+
+
+def test_a_plan_needs_arms_from_the_beginning(hub: turnout.Turnout, tmp_path: Path) -> None:
+    (tmp_path / "v3").write_bytes(constant_label(3))
+    hub.register_version("m", "v3", tmp_path / "v3", features=["a", "b"])
+    hub.configure_test("m", {"v1": 0.5, "v2": 0.5})
+    hub.configure_test("m", {"v1": 0.5, "v3": 0.5})
+    with pytest.raises(errors.Conflict, match="began without v3"):
+        hub.configure_test("m", {"v1": 0.5, "v3": 0.5}, plan={"steps": [{"share": 0.5}]})
+
+
+def test_one_test_that_cannot_be_read_does_not_hold_up_the_others(
+    hub: turnout.Turnout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for model in ("a", "z"):
+        for version, graph in (("v1", constant_label(0)), ("bad", failing_model())):
+            (tmp_path / version).write_bytes(graph)
+            hub.register_version(model, version, tmp_path / version, features=["a", "b"])
+        hub.activate_version(model, "v1")
+        hub.configure_test(model, {"v1": 0.5, "bad": 0.5}, plan={"steps": [{"share": 0.5}, {"share": 0.9}]})
+    for number in range(200):
+        hub.predict("z", [1, 2], entity_id=number)
+    hub.desk.exposures.flush()
+    counts_of = hub.desk.counts_of
+
+    def broken(test: Test) -> Any:
+        if test.model == "a":
+            raise ValueError("not what it was")
+        return counts_of(test)
+
+    monkeypatch.setattr(hub.desk, "counts_of", broken)
+    acting = controller(hub)
+    acting.tick()
+    assert (hub.get_test("a") is not None, hub.get_test("z")) == (True, None)
+    acting.stop()
+
+
+def test_a_plan_does_not_go_on_over_a_worse_primary_metric() -> None:
+    primary = Metric("stayed", "binary", role="primary")
+    decision = decided(segment(0.5, 40_000, stayed=(10_000, 9000)), metrics=(primary,), test=planned(step=2))
+    assert decision.action == "hold"
+    assert any("worse in stayed" in one for one in decision.waiting_for)
+    assert decided(segment(0.5, 40_000, stayed=(10_000, 10_000)), metrics=(primary,)).action == "advance"
 
 
 def test_shares_follow_what_is_learnt(hub: turnout.Turnout, monkeypatch: pytest.MonkeyPatch) -> None:
