@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import itertools
+import json
 import math
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from msgspec.structs import replace
 
 import turnout
 from models import constant_label, failing_model
+from servers import wait_for
 from turnout import errors
 from turnout.domain import Arm, Test, utc_now
 from turnout.experiment.clock import Clock
@@ -20,6 +25,7 @@ from turnout.experiment.controller import Controller, Leadership
 from turnout.experiment.counts import ArmCounts, MetricCounts, SegmentCounts, ShadowCounts, TestCounts
 from turnout.experiment.decisions import Decision, decide
 from turnout.experiment.report import Facts, results_of
+from turnout.experiment.signing import verify
 from turnout.experiment.units import BAD, FAILED
 from turnout.plans import Allocation, Guardrail, Metric, Plan, Step, check_metrics, check_plan
 
@@ -357,6 +363,43 @@ def test_a_decision_that_comes_too_late_changes_nothing(hub: turnout.Turnout) ->
         acting._look(revision, record, record.test)
     assert hub.get_test("m").step == 0
     acting.stop()
+
+
+def test_decisions_are_told_to_webhooks(hub: turnout.Turnout) -> None:
+    told: list[tuple[dict[str, str], bytes]] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append((dict(self.headers), self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/hook"
+        steps = [{"share": 0.5}, {"share": 0.9, "dwell_seconds": 60}]
+        plan = {"steps": steps, "negligible": 0.2, "alpha": 0.1, "webhooks": [url]}
+        hub.configure_test("m", {"v1": 0.5, "v2": 0.5}, plan=plan)
+        traffic(hub, 300)
+        acting = controller(hub)
+        acting.tick()
+        hub.pause_test("m", actor="Ada", reason="lunch")
+        wait_for(lambda: len(told) == 2, 10, "two deliveries")
+        server.shutdown()
+        acting.stop()
+    secret = base64.b64decode(hub.webhook_secret().removeprefix("whsec_"))
+    assert all(verify(secret, headers, body) for headers, body in told)
+    events = [json.loads(body) for _, body in told]
+    assert [(event["type"], event["actor"], event["step"]) for event in events] == [
+        ("test.advance", "controller", 0),
+        ("test.pause", "Ada", 1),
+    ]
+    assert events[0]["evidence"]["guardrails"][0]["harm_excluded"]
+    with pytest.raises(errors.InvalidRequest, match="http"):
+        hub.configure_test("m", {"v1": 0.5, "v2": 0.5}, plan={**plan, "webhooks": ["ftp://x"]})
 
 
 def test_a_rollback_leaves_the_baseline(hub: turnout.Turnout, tmp_path: Path) -> None:
