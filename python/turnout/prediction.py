@@ -88,37 +88,31 @@ class Predictor:
         pinned = None if version is None else serving.position(version)
         try:
             position, reason, inputs, entity = serving.route.prepare(body, pinned)
-        except InvalidFeatures as error:
-            if pinned is not None or serving.split is None:
-                raise
-            position, reason, inputs, entity = self._refused(serving, body, error)
+        except InvalidFeatures:
+            if pinned is None and serving.split is not None:
+                self._note_refusal(serving, body)
+            raise
         session = self._live.sessions.get(serving.lanes[position].key)
         return Ticket(serving, position, reason, inputs, entity, body, session, started)
 
-    def _refused(
-        self, serving: Serving, body: bytes, error: InvalidFeatures
-    ) -> tuple[int, int, tuple[NDArray[Any], ...], bytes | None]:
-        """What to do where an arm of a test cannot read what the active version can: the arm has failed, not the caller.
-
-        Raises the error where the active version cannot read it either, or may not answer instead.
-        """
+    def _note_refusal(self, serving: Serving, body: bytes) -> None:
+        """Where an arm of a test cannot read what the active version can, the arm has failed, and not only the caller."""
         active = serving.active_lane
         if active is None:
-            raise error
+            return
         index = serving.index[active.label]
-        _, _, inputs, entity = serving.route.prepare(body, index)
+        try:
+            _, _, _, entity = serving.route.prepare(body, index)
+        except TurnoutError:
+            return
         given = msgspec.json.decode(body, type=_Addressed).entity_id
         if given is None:  # a random slot: which arm it was is not known any more
-            raise error
+            return
         failed, reason, _ = serving.route.assign(given)
-        if failed == index:
-            raise error
-        lane = serving.lanes[failed]
-        (lane.series[reason] or self._series(serving, lane, reason)).record_error()
-        serving.route.failed(failed, reason, entity, self._fallback)
-        if not self._fallback:
-            raise error
-        return index, FALLBACK, inputs, entity
+        if failed != index:
+            lane = serving.lanes[failed]
+            (lane.series[reason] or self._series(serving, lane, reason)).record_error()
+            serving.route.failed(failed, reason, entity, False)
 
     def respond(self, ticket: Ticket) -> Answer:
         """Answer a request by itself."""

@@ -602,12 +602,19 @@ def test_an_arm_that_cannot_read_what_the_active_version_can_has_failed(tmp_path
             hub.register_version("m", version, tmp_path / version, features=features)
         hub.activate_version("m", "v1")
         hub.configure_test("m", {"v1": 0.5, "v2": 0.5})
-        answers = [hub.predict("m", {"a": 1, "b": 2}, entity_id=n) for n in range(100)]
-        assert {answer.version for answer in answers} == {"v1"}
-        errors_of = next(bad for bad in hub.results("m").bad_events if bad.metric == "errors")
-        assert errors_of.events["v2"] == sum(answer.reason == "fallback" for answer in answers) > 30
-        with pytest.raises(errors.InvalidFeatures):
-            hub.predict("m", {"a": 1, "c": 2}, entity_id=1)
+        refused = 0
+        for n in range(100):
+            try:
+                assert hub.predict("m", {"a": 1, "b": 2}, entity_id=n).version == "v1"
+            except errors.InvalidFeatures as error:
+                assert error.feature == "new"
+                refused += 1
+        failed = next(bad for bad in hub.results("m").bad_events if bad.metric == "errors")
+        assert failed.events == {"v1": 0, "v2": refused}
+        assert refused > 30
+        with pytest.raises(errors.InvalidFeatures, match="c"):
+            hub.predict("m", {"a": 1, "c": 2}, entity_id=1)  # what nobody can read is the caller's mistake
+        assert failed == next(bad for bad in hub.results("m").bad_events if bad.metric == "errors")
 
 
 def test_a_new_metric_counts_whom_it_could_see(hub: turnout.Turnout, monkeypatch: pytest.MonkeyPatch) -> None:
