@@ -274,7 +274,7 @@ class Live:
         ]
 
     def _load_missing(self, target: Snapshot) -> frozenset[str]:
-        """Load everything wanted, and serve each model as soon as it can be.
+        """Load everything wanted, and serve each model as soon as it can be, as it is in the latest generation.
 
         Returns the names of the models of which a version that requests may reach cannot be loaded.
         """
@@ -287,9 +287,8 @@ class Live:
                 if version.version in serving.routable:
                     failed.add(serving.name)
             else:
-                with self._refreshing:
-                    if self.latest is target:
-                        self._install(target, self._waiting(target))
+                with self._refreshing:  # which may be later than the target by now
+                    self._install(self.latest, self._waiting(self.latest))
         return frozenset(failed)
 
     def _waiting(self, snapshot: Snapshot) -> set[str]:

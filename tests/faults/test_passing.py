@@ -290,6 +290,8 @@ def test_what_loads_first_is_served_first(hub: Turnout, monkeypatch: pytest.Monk
     def slow(found: Any) -> Any:
         if found.model == "b":
             assert release.wait(20)
+        else:
+            hub.live.refresh()  # as another thread does that has noticed the same change
         return loading(found)
 
     monkeypatch.setattr(hub.live.sessions, "_load", slow)
