@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crate::columns::Column;
 use crate::error::{Error, ErrorKind, Result};
-use crate::features::{Rows, duplicate};
+use crate::features::{Rows, Schema, duplicate};
 use crate::json::{Reader, shorten};
 use crate::route::{Choice, Route, Sink, read_entity};
 
@@ -165,7 +165,7 @@ impl<'a> Packer<'a> {
 
     fn finish(self) -> Batch<'a> {
         let groups = self.groups.into_iter().filter(|group| !group.rows.is_empty()).map(|group| {
-            let width = self.route.plan(group.version).map_or(0, |plan| plan.schema.width());
+            let width = self.route.schema(group.version).map_or(0, Schema::width);
             Group { version: group.version, columns: group.rows.into_columns(), width }
         });
         let entities = if self.route.witnessed() { self.entities } else { Vec::new() };
@@ -316,7 +316,7 @@ impl<'a> Packer<'a> {
         if let Some(Some(group)) = self.places.get(version) {
             return Ok(*group);
         }
-        let rows = self.route.plan(version)?.schema.rows(0);
+        let rows = self.route.schema(version)?.rows(0);
         self.groups.push(Packing { version, rows });
         self.places[version] = Some(self.groups.len() - 1);
         Ok(self.groups.len() - 1)
@@ -325,15 +325,15 @@ impl<'a> Packer<'a> {
     #[inline]
     fn pack(&mut self, group: usize, reader: &mut Reader<'a>) -> Result<()> {
         let group = &mut self.groups[group];
-        self.route.plan(group.version)?.schema.pack(reader, self.route.known(), &mut group.rows)
+        self.route.schema(group.version)?.pack(reader, self.route.known(), &mut group.rows)
     }
 
     /// Take the row back that was not packed whole.
     #[cold]
     fn shorten(&mut self, group: usize, rows: usize) {
         let group = &mut self.groups[group];
-        if let Ok(plan) = self.route.plan(group.version) {
-            plan.schema.resize(&mut group.rows, rows);
+        if let Ok(schema) = self.route.schema(group.version) {
+            schema.resize(&mut group.rows, rows);
         }
     }
 
@@ -462,7 +462,7 @@ impl<'a> Packer<'a> {
             counts[group] += 1;
         }
         for (group, count) in self.groups.iter_mut().zip(counts) {
-            self.route.plan(group.version)?.schema.resize(&mut group.rows, count);
+            self.route.schema(group.version)?.resize(&mut group.rows, count);
         }
         Ok(places)
     }
@@ -471,7 +471,7 @@ impl<'a> Packer<'a> {
     fn targets(&self, name: &str, position: usize) -> Result<Vec<Option<usize>>> {
         let mut targets = Vec::with_capacity(self.groups.len());
         for group in &self.groups {
-            let schema = &self.route.plan(group.version)?.schema;
+            let schema = self.route.schema(group.version)?;
             if !schema.takes_objects() {
                 return Err(Error::at(ErrorKind::Unnamed(schema.len()), position));
             }
@@ -503,7 +503,7 @@ impl<'a> Packer<'a> {
                 reader.peek();
                 let start = reader.position();
                 let packing = &mut self.groups[group];
-                let schema = &route.plan(packing.version)?.schema;
+                let schema = route.schema(packing.version)?;
                 let (column, at) = schema.place(&mut packing.rows, cell, index);
                 if let Err(error) = schema.features[index].read(index, reader, column, at) {
                     let first = !std::mem::replace(&mut bad[row], true);
@@ -524,7 +524,7 @@ impl<'a> Packer<'a> {
     /// Defaults for the features that have no column.
     fn fill(&mut self, seen: &HashSet<Box<str>>) -> std::result::Result<(), Fault> {
         for packing in &mut self.groups {
-            let schema = &self.route.plan(packing.version)?.schema;
+            let schema = self.route.schema(packing.version)?;
             for (index, feature) in schema.features.iter().enumerate() {
                 if seen.contains(&feature.name) {
                     continue;
@@ -546,8 +546,8 @@ impl<'a> Packer<'a> {
             let rows = places.iter().zip(bad).filter(|(_, bad)| **bad);
             let gone: Vec<usize> =
                 rows.filter_map(|(place, _)| place.filter(|place| place.0 == index).map(|place| place.1)).collect();
-            if let Ok(plan) = self.route.plan(packing.version) {
-                plan.schema.remove(&mut packing.rows, &gone);
+            if let Ok(schema) = self.route.schema(packing.version) {
+                schema.remove(&mut packing.rows, &gone);
             }
         }
     }

@@ -224,6 +224,26 @@ pub fn half_to_f32(bits: u16) -> f32 {
     }
 }
 
+/// The nearest half-precision float, ties to the even one; infinite from half a step above the largest one on.
+///
+/// Source: IEEE 754-2019, section 4.3.1, `roundTiesToEven`, from double to binary16 at once.
+#[must_use]
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most 2048 steps, 31 exponents")]
+pub fn f64_to_half(value: f64) -> u16 {
+    let sign = u16::from(value.is_sign_negative()) << 15;
+    let magnitude = value.abs();
+    if value.is_nan() {
+        return 0x7e00;
+    }
+    if magnitude >= 65520.0 {
+        return sign | 0x7c00;
+    }
+    let exponent = ((magnitude.to_bits() >> 52) as i32 - 1023).max(-14);
+    // Exact but for the rounding; a carry goes on into the exponent.
+    let steps = (magnitude * 2_f64.powi(10 - exponent)).round_ties_even() as u16;
+    sign | (((exponent + 14) as u16) << 10).wrapping_add(steps)
+}
+
 /// A UUID of version 7 in its 36 characters.
 ///
 /// Source: RFC 9562, section 5.7: 48 bits of Unix milliseconds, the version, 12 random bits, the variant, 62 random bits.

@@ -26,8 +26,8 @@ pub enum ErrorKind {
     /// Runs that do not own every slot exactly once.
     #[error("the ledger does not own every slot exactly once: {0}")]
     Ledger(String),
-    /// Bytes that are no dump of a series.
-    #[error("not a dump of a series")]
+    /// Bytes that are no dump of a series, or of runs, whichever was expected.
+    #[error("not a dump of statistics")]
     Dump,
 
     // --- requests (InvalidRequest) ---
@@ -75,6 +75,58 @@ pub enum ErrorKind {
     /// Offsets of an Arrow array that fall or leave its data.
     #[error("offsets must rise and stay inside the data")]
     Offsets,
+
+    // --- tensors (InvalidRequest); the tensor is named by `Error::feature` ---
+    /// Something is wrong with a tensor.
+    #[error("{role} {name:?}{}: {problem}", element.map(|index| format!(", element {index}")).unwrap_or_default())]
+    Tensor {
+        /// `input` or `output`.
+        role: &'static str,
+        /// Its name, or its index where it has none.
+        name: String,
+        /// Index of the element in C order, where it is about one.
+        element: Option<usize>,
+        /// Why not.
+        problem: String,
+    },
+    /// An inference request without inputs.
+    #[error("missing field \"inputs\"")]
+    MissingInputs,
+    /// Two tensors of one name.
+    #[error("duplicate {role} {name:?}")]
+    DuplicateTensor {
+        /// `input` or `output`.
+        role: &'static str,
+        /// Their name.
+        name: String,
+    },
+    /// More tensors than a request may have.
+    #[error("a request has at most {most} {role}")]
+    TooManyTensors {
+        /// `inputs` or `outputs`.
+        role: &'static str,
+        /// Most of them.
+        most: usize,
+    },
+    /// A parameter whose name belongs to another server.
+    #[error("parameter {0:?}: names that begin with \"triton_\" are reserved")]
+    ReservedParameter(String),
+    /// The header that says where the JSON ends, pointing behind the body.
+    #[error("Inference-Header-Content-Length: expected at most {most} (the length of the body), found {found}")]
+    HeaderLength {
+        /// Length of the body.
+        most: usize,
+        /// What it says.
+        found: String,
+    },
+    /// Tensors in binary that are not as long as the inputs say.
+    #[error("expected {expected} bytes of binary tensors behind the JSON, found {found}")]
+    BinaryBytes {
+        /// Sum of the sizes of the inputs.
+        expected: usize,
+        /// Bytes behind the JSON.
+        found: usize,
+    },
 
     // --- features (InvalidFeatures); the feature is named by `Error::feature` ---
     /// A value of the wrong type or out of range.
@@ -148,12 +200,15 @@ impl Error {
         Self { kind, position: Some(position) }
     }
 
-    /// The feature that the error is about, where it is about one.
+    /// The feature or the tensor that the error is about, where it is about one.
     #[must_use]
     pub fn feature(&self) -> Option<&str> {
         match &self.kind {
             ErrorKind::Value { feature, .. } => Some(feature),
-            ErrorKind::MissingFeature(name) | ErrorKind::UnknownFeature { name, .. } => Some(name),
+            ErrorKind::MissingFeature(name)
+            | ErrorKind::UnknownFeature { name, .. }
+            | ErrorKind::Tensor { name, .. }
+            | ErrorKind::DuplicateTensor { name, .. } => Some(name),
             _ => None,
         }
     }

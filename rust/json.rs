@@ -63,6 +63,12 @@ impl<'a> Reader<'a> {
         Self { text: self.text, at: position.min(self.text.len()) }
     }
 
+    /// How many bytes are left.
+    #[must_use]
+    pub fn left(&self) -> usize {
+        self.text.len() - self.at
+    }
+
     #[inline]
     fn byte(&self) -> Option<u8> {
         self.text.as_bytes().get(self.at).copied()
@@ -336,10 +342,22 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// Where it is not JSON, or nested deeper than [`MAX_DEPTH`].
     pub fn skip(&mut self) -> Result<()> {
+        self.skip_with(&["true", "false", "null"])
+    }
+
+    /// The same for the data of a tensor, in which numbers may also be what Python writes for those that JSON lacks.
+    ///
+    /// # Errors
+    /// As `skip`.
+    pub fn skip_data(&mut self) -> Result<()> {
+        self.skip_with(&["true", "false", "null", "NaN", "Infinity", "-Infinity"])
+    }
+
+    fn skip_with(&mut self, words: &[&'static str]) -> Result<()> {
         let mut objects = 0_u64; // the open containers, innermost lowest: 1 for an object
         let mut depth = 0;
         loop {
-            if let Some(close) = self.skip_opening()? {
+            if let Some(close) = self.skip_opening(words)? {
                 if depth == MAX_DEPTH {
                     return Err(self.unexpected("expected at most 64 levels of nesting"));
                 }
@@ -370,7 +388,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Take a scalar, or the opening byte of a container: then what closes it.
-    fn skip_opening(&mut self) -> Result<Option<u8>> {
+    fn skip_opening(&mut self, words: &[&'static str]) -> Result<Option<u8>> {
         match self.peek() {
             Some(b'{') => {
                 self.at += 1;
@@ -381,8 +399,9 @@ impl<'a> Reader<'a> {
                 return Ok(Some(b']'));
             }
             Some(b'"') => drop(self.string()?),
-            Some(b'-' | b'0'..=b'9') => drop(self.number()?),
-            _ if ["true", "false", "null"].into_iter().any(|word| self.take_word(word)) => {}
+            Some(b'0'..=b'9') => drop(self.number()?),
+            _ if words.iter().any(|word| self.take_word(word)) => {}
+            Some(b'-') => drop(self.number()?),
             _ => return Err(self.unexpected("expected a value")),
         }
         Ok(None)

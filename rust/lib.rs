@@ -19,6 +19,8 @@ mod py;
 pub mod receipt;
 pub mod recorder;
 pub mod route;
+pub mod runs;
 pub mod slice;
 pub mod table;
+pub mod tensors;
 pub mod watch;

@@ -113,12 +113,23 @@ impl<'a> Number<'a> {
     #[must_use]
     #[inline]
     pub fn to_i64(&self) -> Option<i64> {
-        let magnitude = if self.integral && !self.overflow { self.mantissa } else { self.whole()? };
-        let value = i128::from(magnitude);
+        let value = i128::from(self.magnitude()?);
         i64::try_from(if self.negative { -value } else { value }).ok()
     }
 
-    /// The magnitude of a number with fraction, exponent or many digits, if it is whole and has at most 19 digits.
+    /// The same for an integer without sign; `-0` is one.
+    #[must_use]
+    #[inline]
+    pub fn to_u64(&self) -> Option<u64> {
+        self.magnitude().filter(|&magnitude| magnitude == 0 || !self.negative)
+    }
+
+    #[inline]
+    fn magnitude(&self) -> Option<u64> {
+        if self.integral && !self.overflow { Some(self.mantissa) } else { self.whole() }
+    }
+
+    /// The magnitude of a number with fraction, exponent or many digits, if it is whole and fits 64 bits.
     #[cold]
     fn whole(&self) -> Option<u64> {
         let written = self.text.split(['e', 'E']).next().unwrap_or_default();
@@ -127,11 +138,11 @@ impl<'a> Number<'a> {
         let last = all.iter().rposition(|&digit| digit != b'0').unwrap_or(first);
         let exponent = self.exponent.saturating_add(length(all.len() - 1 - last));
         let zeros = usize::try_from(exponent).ok()?;
-        if last - first + 1 + zeros.min(20) > 19 {
+        if last - first + 1 + zeros.min(20) > 20 {
             return None;
         }
-        let value = all[first..=last].iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0'));
-        Some(value * 10_u64.pow(u32::try_from(zeros).ok()?))
+        let value = all[first..=last].iter().fold(0, |sum, digit| sum * 10 + u128::from(digit - b'0'));
+        u64::try_from(value * 10_u128.pow(u32::try_from(zeros).ok()?)).ok()
     }
 }
 

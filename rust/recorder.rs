@@ -238,7 +238,7 @@ impl Totals {
 }
 
 /// LEB128: seven bits a byte, the lowest first.
-fn write(bytes: &mut Vec<u8>, mut value: u64) {
+pub(crate) fn write(bytes: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         bytes.push((value & 0x7f) as u8 | 0x80);
         value >>= 7;
@@ -247,7 +247,8 @@ fn write(bytes: &mut Vec<u8>, mut value: u64) {
     bytes.push(value as u8);
 }
 
-fn read(bytes: &mut &[u8]) -> Result<u64> {
+/// Take the first integer away from bytes that `write` made.
+pub(crate) fn read(bytes: &mut &[u8]) -> Result<u64> {
     let mut value = 0;
     for shift in (0..64).step_by(7) {
         let (&byte, rest) = bytes.split_first().ok_or(ErrorKind::Dump)?;

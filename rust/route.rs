@@ -14,7 +14,8 @@ use crate::hash::SLOTS;
 use crate::json::{Reader, shorten};
 use crate::ledger::Split;
 use crate::names::{Names, number};
-use crate::receipt::{Key, Receipt, Score};
+use crate::receipt::{Key, Receipt, Score, TEXT};
+use crate::tensors::datatype::Datatype;
 use crate::watch::{Kind, Seen, Watch};
 
 /// The fields of a prediction, for an error.
@@ -62,10 +63,12 @@ impl Reason {
 /// How one version reads features and writes outputs.
 #[derive(Debug)]
 pub struct Plan {
-    /// How its features are packed.
-    pub schema: Schema,
+    /// How its features are packed; None where it takes free tensors.
+    pub schema: Option<Schema>,
     /// The names of its outputs.
     pub outputs: Vec<String>,
+    /// What the protocol calls their element types, as far as they are known.
+    pub datatypes: Vec<Option<Datatype>>,
     /// The output that has its score.
     pub score: Option<usize>,
 }
@@ -99,7 +102,7 @@ pub struct Route {
 #[derive(Debug)]
 struct Version {
     label: String,
-    /// None where it takes free tensors.
+    /// None where nobody knows how it reads and writes.
     plan: Option<Arc<Plan>>,
     envelope: Envelope,
 }
@@ -205,11 +208,11 @@ struct Single<'a> {
 impl<'a> Sink<'a> for Single<'a> {
     #[inline]
     fn pack(&mut self, choice: Choice, reader: &mut Reader<'a>) -> Result<()> {
-        let plan = self.route.plan(choice.version)?;
-        let mut rows = plan.schema.rows(1);
-        plan.schema.pack(reader, &self.route.known, &mut rows)?;
+        let schema = self.route.schema(choice.version)?;
+        let mut rows = schema.rows(1);
+        schema.pack(reader, &self.route.known, &mut rows)?;
         self.columns = rows.into_columns();
-        self.width = plan.schema.width();
+        self.width = schema.width();
         Ok(())
     }
 }
@@ -422,9 +425,9 @@ impl Route {
     /// # Errors
     /// Where it takes free tensors, or there is no such version.
     #[inline]
-    pub(crate) fn plan(&self, version: usize) -> Result<&Plan> {
+    pub(crate) fn schema(&self, version: usize) -> Result<&Schema> {
         let found = self.versions.get(version);
-        found.and_then(|version| version.plan.as_deref()).ok_or_else(|| {
+        found.and_then(|version| version.plan.as_ref()?.schema.as_ref()).ok_or_else(|| {
             let label = found.map(|version| version.label.clone()).unwrap_or_default();
             ErrorKind::FreeTensors(label).into()
         })
@@ -439,8 +442,23 @@ impl Route {
     #[inline]
     pub(crate) fn answer_behind(&self, mut bytes: Vec<u8>, done: Done, milliseconds: u64) -> Option<Answer<'_>> {
         let Version { envelope, .. } = self.versions.get(done.version)?;
-        let random = fastrand::u128(..) ^ self.seed;
         envelope.begin(&mut bytes);
+        self.write_id(&mut bytes, done, milliseconds);
+        Some(envelope.answer(bytes, done.reason.name()))
+    }
+
+    /// A new prediction id by itself.
+    #[must_use]
+    pub fn prediction_id(&self, done: Done, milliseconds: u64) -> String {
+        let mut bytes = Vec::with_capacity(TEXT);
+        self.write_id(&mut bytes, done, milliseconds);
+        String::from_utf8(bytes).unwrap_or_default()
+    }
+
+    /// Append a new prediction id: a receipt where somebody signs, else a UUID.
+    #[inline]
+    pub fn write_id(&self, bytes: &mut Vec<u8>, done: Done, milliseconds: u64) {
+        let random = fastrand::u128(..) ^ self.seed;
         if let Some((witness, &version)) =
             self.witness.as_ref().and_then(|witness| Some((witness, witness.numbers.get(done.version)?)))
         {
@@ -449,11 +467,10 @@ impl Route {
             let random = random as u64;
             let Done { reason, entity, score, .. } = done;
             let receipt = Receipt { milliseconds, random, reason, entity, version, test, revision, score };
-            receipt.write(&witness.key, &mut bytes);
+            receipt.write(&witness.key, bytes);
         } else {
-            write_uuid7(milliseconds, random, &mut bytes);
+            write_uuid7(milliseconds, random, bytes);
         }
-        Some(envelope.answer(bytes, done.reason.name()))
     }
 
     /// The model's name.
@@ -465,6 +482,12 @@ impl Route {
     pub(crate) fn version(&self, index: usize) -> Option<(&str, &[String])> {
         let version = self.versions.get(index)?;
         Some((&version.label, version.plan.as_ref().map(|plan| plan.outputs.as_slice()).unwrap_or_default()))
+    }
+
+    /// What the protocol calls the element type of an output of a version, where that is known.
+    #[must_use]
+    pub fn datatype(&self, version: usize, output: usize) -> Option<Datatype> {
+        *self.versions.get(version)?.plan.as_ref()?.datatypes.get(output)?
     }
 
     /// Begin an answer at a time in Unix milliseconds; None where there is no such version.

@@ -24,7 +24,12 @@ pub fn route(labels: &[&str], rules: Rules) -> Route {
     let describe = |name| Description { name, kind: "float".into(), ..Description::default() };
     let features: Vec<_> = names().into_iter().map(describe).collect();
     let schema = Schema::new(Layout::Matrix, &[Element::F32], &features).unwrap();
-    let plan = Arc::new(Plan { schema, outputs: vec!["label".into(), "probabilities".into()], score: Some(1) });
+    let plan = Arc::new(Plan {
+        schema: Some(schema),
+        outputs: vec!["label".into(), "probabilities".into()],
+        datatypes: Vec::new(),
+        score: Some(1),
+    });
     let versions = labels.iter().map(|&label| (label.to_owned(), Some(Arc::clone(&plan)))).collect();
     Route::new("churn", versions, rules, &names()).unwrap()
 }

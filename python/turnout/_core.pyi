@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 
 __all__ = [
     "SLOTS",
+    "InferRequest",
     "Ledger",
     "Route",
+    "RunTotals",
+    "Runs",
     "Series",
     "Signer",
     "Split",
@@ -125,7 +128,9 @@ class VersionPlan:
     columns only). `features` are (name, type, values, default, nullable) in the schema's order; a version without
     names ("" for each) takes lists only. `outputs` are the names of the outputs in the order of `Route.encode`.
     A `float` on an integer or bool input takes integers, or true and false. `score` is the index of the output that has
-    the score of a row, if any.
+    the score of a row, if any. `layout` "tensors": free tensors, which a row of features cannot carry; it has neither
+    `dtypes` nor `features`. `datatypes` are what the Open Inference Protocol calls the element types of the outputs
+    ("FP32"); where they are not known, those of the arrays count.
 
     Raises InvalidModel for features that do not fit the inputs.
     """
@@ -133,18 +138,61 @@ class VersionPlan:
     def __new__(
         cls,
         version: str,
-        layout: Literal["matrix", "columns"],
+        layout: Literal["matrix", "columns", "tensors"],
         dtypes: Sequence[str],
         features: Sequence[tuple[str, str, Sequence[str], float | int | bool | str | None, bool]],
         outputs: Sequence[str],
         score: int | None = None,
+        datatypes: Sequence[str] = ...,
     ) -> VersionPlan: ...
+
+@final
+class InferRequest:
+    """An inference request (Open Inference Protocol v2), read: arrays, and what it asks for.
+
+    Source: kserve/open-inference-protocol, inference_rest.md, and Triton's extension_binary_data.md.
+    """
+
+    id: str | None
+    entity_id: str | None
+    """Parameter `entity_id`: a string, or an integer as its decimal text."""
+    entity_ids: list[str] | None
+    """Parameter `entity_ids`: the same for each row."""
+    priority: int
+    """Below 2**32; 0 where it is not said."""
+    timeout_us: int
+    """Below 2**53; 0 for none."""
+    binary_output: bool | None
+    """Parameter `binary_data_output`."""
+    outputs: list[tuple[str, bool | None]] | None
+    """Names of the outputs that are wanted, and their parameter `binary_data`; None for all, as an empty list asks."""
+    names: tuple[str, ...]
+    """The inputs, in the order in which they came: their names."""
+    datatypes: tuple[str, ...]
+    """As the protocol calls them: `"FP32"`, `"BYTES"` ..."""
+    arrays: tuple[NDArray[Any], ...]
+    """FP16 is float16, BF16 uint16 (the bits), BYTES object (str), BOOL bool, the others are what they say.
+
+    Inputs in binary are read-only views of the body; where one does not begin at a multiple of the size of its elements
+    it is copied, once. Inputs in JSON own their memory.
+    """
+
+    @staticmethod
+    def read(body: bytes, json_bytes: int | None = None) -> InferRequest:
+        """Read a body; with `json_bytes` (of the header) so many are JSON, and the rest are tensors in binary.
+
+        Data in JSON is flat or nested as the shape says. Floats may be null (NaN), NaN, Infinity and -Infinity. Bodies
+        above 64 KiB are read without the GIL.
+
+        Raises InvalidRequest, with `position` where there is one, and in `feature` the name of the input or output that
+        it is about (its index, where it has no name).
+        """
 
 @final
 class Route:
     """All that one model needs to turn the bytes of a request into inputs, and outputs into the bytes of an answer.
 
-    `plans` are its loaded versions; an entry is None where the version takes free tensors. `active` indexes `plans`.
+    `plans` are those of its versions; an entry may be None for one that takes free tensors. `active` indexes `plans`.
     `arms[i]` is the index in `plans` of arm i of `split`. `overrides` map entity ids to indices in `plans`. `known`
     are the feature names of all registered versions: names outside of it are errors, names inside that a version
     does not use are ignored. With a `signer` prediction ids are receipts: `numbers` are those of the versions, `test`
@@ -170,6 +218,11 @@ class Route:
         """(index in `plans`, index in `turnout.domain.REASONS`, slot) as `prepare` would route this entity.
 
         Raises NoActiveVersion where there is neither an override, a test nor an active version.
+        """
+    def choose(self, entity: str | None, pinned: int | None = None) -> tuple[int, int, bytes | None]:
+        """The version that answers, or that is pinned: its index, the reason's, and the hash of the entity (16 bytes).
+
+        Raises NoActiveVersion.
         """
     def prepare(
         self, body: bytes, pinned: int | None = None
@@ -289,6 +342,46 @@ class Route:
         Outputs are float16/32/64, any integer, bool or object (str or bytes) arrays of shape `[1, ...]` (unwrapped)
         or `[]`; NaN and infinities become null, floats the shortest text that reads back the same.
         """
+    def write_tensors(
+        self,
+        position: int,
+        reason: int,
+        outputs: Sequence[NDArray[Any]],
+        entity: bytes | None,
+        nanoseconds: int,
+        rows: int,
+        request_id: str | None,
+        wanted: Sequence[tuple[int, bool]],
+    ) -> tuple[bytes, int]:
+        """The answer to an `InferRequest`, and how many bytes of it are JSON: 0 where no output is in binary.
+
+        `outputs` are all arrays of the version, `wanted` has for each output of the answer its index and whether it is
+        sent in binary. Signs and notes it as `encode` does, with the score of the first row where there is only one.
+
+        Raises InvalidRequest for BF16 outside of binary, PredictionFailed for arrays that cannot be written.
+        """
+    def write_many(
+        self,
+        version: str | None,
+        reason: str | None,
+        request_id: str | None,
+        outputs: Sequence[tuple[str, str, NDArray[Any], bool]],
+    ) -> tuple[bytes, int]:
+        """The same for rows of several versions: (name, datatype, array, binary) of each output; no prediction id.
+
+        `model_version` and the parameters `version` and `reason` are left out where they are None. Nothing is noted.
+        """
+    def sign_rows(
+        self,
+        position: int,
+        reasons: NDArray[np.uint8],
+        entities: NDArray[np.uint8] | None,
+        outputs: Sequence[NDArray[Any]],
+    ) -> list[str]:
+        """New prediction ids for the rows that a version answered, each with its own score. Nothing is noted.
+
+        `outputs` are all arrays of the version; `entities` has shape `[N, 16]`, zeros for none.
+        """
 
 @final
 class Signer:
@@ -348,6 +441,8 @@ class Totals:
     errors: int
     latency_sum: float
     """Seconds."""
+    latency_ns: int
+    """The same in nanoseconds."""
     overhead_sum: float
     """Seconds outside the model."""
     def dump(self) -> bytes:
@@ -360,3 +455,42 @@ class Totals:
         """How many answers took at most each bound (seconds): cumulative, exact at powers of two of a nanosecond."""
     def overhead_buckets(self, bounds: Sequence[float]) -> list[int]:
         """The same for the time outside the model."""
+
+@final
+class Runs:
+    """Runs of the model of one (model, version), by their number of rows; many threads may record at once.
+
+    The 64 smallest numbers of rows are kept apart, runs of more rows count under the next power of two.
+    """
+
+    def __new__(cls) -> Runs: ...
+    def record(self, rows: int, input_ns: int, infer_ns: int, output_ns: int, unix_ms: int) -> None:
+        """One run on `rows` rows: nanoseconds before, in and after the model, and the Unix milliseconds now."""
+    def fail(self, ns: int) -> None:
+        """One run, or request, that failed after so many nanoseconds."""
+    def dump(self) -> bytes:
+        """A compact form of the present state, for `RunTotals`."""
+
+@final
+class RunTotals:
+    """The sum of dumped runs; the same in whatever order they come. Sums stay at 2^64 - 1 where they would be more."""
+
+    def __new__(cls, dumps: Sequence[bytes]) -> RunTotals:
+        """Raises InvalidDocument for bytes that are no dump of runs."""
+    last_ms: int
+    """Unix milliseconds of the last run; 0 without any."""
+    failures: int
+    """What failed."""
+    failure_ns: int
+    """Nanoseconds of all that failed."""
+    rows: int
+    """Rows of all runs, exactly."""
+    runs: int
+    """Runs of the model."""
+    input_ns: int
+    infer_ns: int
+    output_ns: int
+    sizes: list[tuple[int, int, int, int, int]]
+    """By rows, which rise: rows, runs, and their nanoseconds before, in and after the model; at most 128."""
+    def dump(self) -> bytes:
+        """The same form as `Runs.dump`."""

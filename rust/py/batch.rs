@@ -164,8 +164,8 @@ impl Table {
     }
 }
 
-/// A buffer of a table while it is read.
-enum Held<'py> {
+/// An array of numbers while it is read.
+pub enum Held<'py> {
     F32(PyReadonlyArrayDyn<'py, f32>),
     F64(PyReadonlyArrayDyn<'py, f64>),
     I8(PyReadonlyArrayDyn<'py, i8>),
@@ -186,7 +186,8 @@ fn readonly<'py, T: Element>(array: &Bound<'py, PyAny>) -> PyResult<PyReadonlyAr
 }
 
 impl<'py> Held<'py> {
-    fn new(array: &Bound<'py, PyAny>) -> PyResult<Self> {
+    /// Hold a contiguous array.
+    pub fn new(array: &Bound<'py, PyAny>) -> PyResult<Self> {
         let dtype = array.cast::<PyUntypedArray>()?.dtype();
         Ok(match (dtype.kind(), dtype.itemsize()) {
             (b'f', 4) => Self::F32(readonly(array)?),
@@ -204,7 +205,8 @@ impl<'py> Held<'py> {
         })
     }
 
-    fn slice(&self) -> PyResult<Slice<'_>> {
+    /// Its values.
+    pub fn slice(&self) -> PyResult<Slice<'_>> {
         Ok(match self {
             Self::F32(array) => Slice::F32(array.as_slice()?),
             Self::F64(array) => Slice::F64(array.as_slice()?),
@@ -241,7 +243,7 @@ impl<'py> Held<'py> {
 impl Table {
     /// For each feature of a version the column that it takes.
     pub fn bind(&self, route: &Route, version: usize) -> Result<Vec<Option<usize>>, Error> {
-        route.plan(version)?.schema.bind(self.names.as_deref(), self.columns.len(), route.known())
+        route.schema(version)?.bind(self.names.as_deref(), self.columns.len(), route.known())
     }
 
     /// Pack some rows for a version.
@@ -254,7 +256,7 @@ impl Table {
         chosen: Chosen<'_>,
         skip: bool,
     ) -> PyResult<(Bound<'py, PyTuple>, Vec<Py<PyAny>>)> {
-        let schema = &route.plan(version).map_err(to_py)?.schema;
+        let schema = route.schema(version).map_err(to_py)?;
         let held = self.buffers.iter().map(|buffer| Held::new(buffer.bind(py))).collect::<PyResult<Vec<_>>>()?;
         let sources = self.columns.iter().map(|&(buffer, text, start, stride, valid, first, bits)| {
             let valid = valid.map(|valid| held[valid].bytes()).transpose()?;

@@ -1,9 +1,12 @@
 //! All of `PyO3`: thin frozen classes over the core, and one mapping from its errors to Python's exceptions.
 
+mod answer;
 mod assign;
 mod batch;
+mod plan;
 mod recorder;
 mod route;
+mod tensors;
 mod watch;
 
 use pyo3::prelude::*;
@@ -22,9 +25,12 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<assign::Split>()?;
     module.add_class::<recorder::Series>()?;
     module.add_class::<recorder::Totals>()?;
+    module.add_class::<recorder::Runs>()?;
+    module.add_class::<recorder::RunTotals>()?;
     module.add_class::<batch::Table>()?;
-    module.add_class::<route::VersionPlan>()?;
+    module.add_class::<plan::VersionPlan>()?;
     module.add_class::<route::Route>()?;
+    module.add_class::<tensors::InferRequest>()?;
     module.add_class::<watch::Signer>()?;
     module.add_class::<watch::Watch>()?;
     module.add_function(wrap_pyfunction!(assign::hash_entity, module)?)?;

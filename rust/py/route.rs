@@ -1,4 +1,4 @@
-//! `VersionPlan` and `Route`: a request's bytes to `NumPy` arrays, and arrays to an answer's bytes.
+//! `Route`: a request's bytes to `NumPy` arrays, and arrays to an answer's bytes.
 
 #![allow(clippy::needless_pass_by_value, reason = "PyO3 hands arguments over by value")]
 
@@ -12,21 +12,22 @@ use numpy::{
 };
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyBytes, PyString, PyTuple};
+use pyo3::types::{PyBytes, PyString, PyTuple};
 
 use super::assign::Split;
 use super::batch;
+use super::plan::VersionPlan;
 use super::watch::{Signer, Watch, entities_of, entity_of};
-use super::{to_py, with_entity};
+use super::{answer, to_py, with_entity};
 use crate::answers::{Number, Rows};
 use crate::batch::Wishes;
-use crate::columns::{Column, Element};
+use crate::columns::Column;
 use crate::encode::{Answer, Token, half_to_f32};
-use crate::feature::{Description, Scalar};
-use crate::features::{Layout, Schema};
 use crate::receipt::Score;
-use crate::route::{Choice, Done, Plan, Reason, Route as Core, Rules, Witness, unix_milliseconds};
+use crate::route::{Choice, Done, Reason, Route as Core, Rules, Witness, unix_milliseconds};
 use crate::table::Chosen;
+use crate::tensors::answer::Head;
+use crate::tensors::datatype::Datatype;
 use crate::watch::Kind;
 
 /// The bytes of a request, in one of the forms in which many of them are at hand without another copy.
@@ -42,65 +43,6 @@ impl Text<'_> {
             Self::Bytes(bytes) => Ok(bytes.as_bytes()),
             Self::Array(array) => Ok(array.as_slice()?),
         }
-    }
-}
-
-/// How one version reads features and writes outputs.
-#[pyclass(frozen, module = "turnout._core")]
-pub struct VersionPlan(Arc<Plan>);
-
-type DescriptionTuple<'py> = (String, String, Vec<String>, Option<Bound<'py, PyAny>>, bool);
-
-#[pymethods]
-impl VersionPlan {
-    #[new]
-    #[pyo3(signature = (version, layout, dtypes, features, outputs, score = None))]
-    fn new(
-        py: Python<'_>,
-        version: &str,
-        layout: &str,
-        dtypes: Vec<String>,
-        features: Vec<DescriptionTuple<'_>>,
-        outputs: Vec<String>,
-        score: Option<usize>,
-    ) -> PyResult<Self> {
-        let fault = |problem: String| PyValueError::new_err(format!("version {version}: {problem}"));
-        let layout = match layout {
-            "matrix" => Layout::Matrix,
-            "columns" => Layout::Columns,
-            other => return Err(fault(format!("layout must be matrix or columns, found {other:?}"))),
-        };
-        let elements = dtypes
-            .iter()
-            .map(|name| Element::from_name(name).ok_or_else(|| fault(format!("no element type {name:?}"))))
-            .collect::<PyResult<Vec<_>>>()?;
-        let descriptions = features.into_iter().map(describe).collect::<PyResult<Vec<_>>>()?;
-        let schema = Schema::new(layout, &elements, &descriptions)
-            .map_err(|problem| invalid_model(py, format!("version {version}: {problem}")))?;
-        Ok(Self(Arc::new(Plan { schema, outputs, score })))
-    }
-}
-
-/// A schema that does not fit the model's inputs: the mistake of the person who registers it.
-fn invalid_model(py: Python<'_>, problem: String) -> PyErr {
-    let raised = py.import("turnout.errors").and_then(|errors| errors.getattr("InvalidModel")?.call1((problem,)));
-    raised.map_or_else(|failure| failure, PyErr::from_value)
-}
-
-fn describe((name, kind, values, default, nullable): DescriptionTuple<'_>) -> PyResult<Description> {
-    let default = default.as_ref().map(scalar).transpose()?;
-    Ok(Description { name, kind, values, default, nullable })
-}
-
-fn scalar(value: &Bound<'_, PyAny>) -> PyResult<Scalar> {
-    if let Ok(truth) = value.cast::<PyBool>() {
-        Ok(Scalar::Bool(truth.is_true()))
-    } else if let Ok(text) = value.cast::<PyString>() {
-        Ok(Scalar::Text(text.to_str()?.to_owned()))
-    } else if let Ok(integer) = value.extract::<i64>() {
-        Ok(Scalar::Int(integer))
-    } else {
-        Ok(Scalar::Float(value.extract()?))
     }
 }
 
@@ -163,6 +105,20 @@ impl Route {
         };
         let Choice { version, reason, slot } = choice.map_err(to_py)?;
         Ok((version, reason as u8, slot))
+    }
+
+    /// The version that answers an entity, or that is pinned: its index, the reason's, and the hash of the entity.
+    #[pyo3(signature = (entity, pinned = None))]
+    fn choose<'py>(
+        &self,
+        py: Python<'py>,
+        entity: Option<&str>,
+        pinned: Option<usize>,
+    ) -> PyResult<(usize, u8, Option<Bound<'py, PyBytes>>)> {
+        self.check_index(pinned)?;
+        let Choice { version, reason, .. } = self.0.choose(entity, pinned).map_err(to_py)?;
+        let hash = self.0.entity(entity).map(|hash| PyBytes::new(py, &hash.to_be_bytes()));
+        Ok((version, reason as u8, hash))
     }
 
     /// Read a request, route it, and pack the features of the version that answers.
@@ -398,6 +354,83 @@ impl Route {
         self.0.see_answer(done, milliseconds);
         Ok(PyBytes::new(py, &bytes))
     }
+
+    /// The answer of a version to an inference request.
+    #[allow(clippy::too_many_arguments, reason = "an answer has that many facts")]
+    fn write_tensors<'py>(
+        &self,
+        py: Python<'py>,
+        position: usize,
+        reason: usize,
+        outputs: Vec<Bound<'py, PyUntypedArray>>,
+        entity: Option<&[u8]>,
+        nanoseconds: u64,
+        rows: usize,
+        request_id: Option<&str>,
+        wanted: Vec<(usize, bool)>,
+    ) -> PyResult<answer::Answer<'py>> {
+        let (version, names) = self.0.version(position).ok_or_else(no_version)?;
+        let score = self.0.score_output(position).filter(|_| rows == 1).and_then(|place| outputs.get(place));
+        let (reason, entity, score) = (reason_of(reason)?, entity_of(entity)?, score.and_then(score_of));
+        let done = Done { version: position, reason, entity, score, nanoseconds };
+        let milliseconds = unix_milliseconds();
+        let prediction = self.0.prediction_id(done, milliseconds);
+        let head =
+            Head { version: Some(version), reason: Some(reason.name()), prediction: Some(&prediction), id: request_id };
+        let parts = wanted.iter().map(|&(index, binary)| {
+            let found = names.get(index).zip(outputs.get(index));
+            let (name, array) = found.ok_or_else(|| PyIndexError::new_err("no such output"))?;
+            Ok((name.as_str(), self.0.datatype(position, index), array, binary))
+        });
+        let written = answer::write(py, self.0.model(), head, &parts.collect::<PyResult<Vec<_>>>()?)?;
+        self.0.see_answer(done, milliseconds);
+        Ok(written)
+    }
+
+    /// The answer to an inference request whose rows several versions answered.
+    fn write_many<'py>(
+        &self,
+        py: Python<'py>,
+        version: Option<&str>,
+        reason: Option<&str>,
+        request_id: Option<&str>,
+        outputs: Vec<(String, String, Bound<'py, PyUntypedArray>, bool)>,
+    ) -> PyResult<answer::Answer<'py>> {
+        let parts = outputs.iter().map(|(name, datatype, array, binary)| {
+            let declared = Datatype::from_name(datatype);
+            let fault = || PyValueError::new_err(format!("output {name}: no datatype {datatype:?}"));
+            Ok((name.as_str(), Some(declared.ok_or_else(fault)?), array, *binary))
+        });
+        let head = Head { version, reason, prediction: None, id: request_id };
+        answer::write(py, self.0.model(), head, &parts.collect::<PyResult<Vec<_>>>()?)
+    }
+
+    /// The prediction ids of rows that a version answered.
+    fn sign_rows(
+        &self,
+        py: Python<'_>,
+        position: usize,
+        reasons: PyReadonlyArray1<'_, u8>,
+        entities: Option<PyReadonlyArray2<'_, u8>>,
+        outputs: Vec<Bound<'_, PyUntypedArray>>,
+    ) -> PyResult<Vec<String>> {
+        self.check_index(Some(position))?;
+        let entities = entities_of(entities.as_ref())?;
+        let reasons = reasons.as_slice()?.iter().map(|&reason| reason_of(usize::from(reason)));
+        let reasons = reasons.collect::<PyResult<Vec<_>>>()?;
+        let scored = self.0.score_output(position).and_then(|index| outputs.get(index));
+        let (route, milliseconds) = (&self.0, unix_milliseconds());
+        batch::with_outputs(scored.map(std::slice::from_ref).unwrap_or_default(), |found| {
+            Ok(py.detach(|| {
+                let ids = reasons.iter().enumerate().map(|(row, &reason)| {
+                    let entity = entities.get(row).copied().filter(|&entity| entity != 0);
+                    let score = found.first().and_then(|output| output.score(row));
+                    route.prediction_id(Done { version: position, reason, entity, score, nanoseconds: 0 }, milliseconds)
+                });
+                ids.collect()
+            }))
+        })
+    }
 }
 
 fn reason_of(index: usize) -> PyResult<Reason> {
@@ -469,7 +502,8 @@ fn numbers<'py, T: numpy::Element>(py: Python<'py>, values: &[T], width: usize) 
     Ok(PyArray::from_array(py, &shaped).into_any())
 }
 
-fn shape_fault(error: numpy::ndarray::ShapeError) -> PyErr {
+/// A shape that does not go with its values.
+pub fn shape_fault(error: numpy::ndarray::ShapeError) -> PyErr {
     PyValueError::new_err(error.to_string())
 }
 

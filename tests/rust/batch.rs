@@ -40,7 +40,12 @@ fn plan(layout: Layout, names: &[(&str, &str)], outputs: &[&str]) -> Arc<Plan> {
         Layout::Columns => names.iter().map(|(_, kind)| element(kind)).collect(),
     };
     let schema = Schema::new(layout, &elements, &features).unwrap();
-    Arc::new(Plan { schema, outputs: outputs.iter().map(|&name| name.to_owned()).collect(), score: None })
+    Arc::new(Plan {
+        schema: Some(schema),
+        outputs: outputs.iter().map(|&name| name.to_owned()).collect(),
+        datatypes: Vec::new(),
+        score: None,
+    })
 }
 
 /// Three versions with different features, layouts and outputs; the split has one arm for each.

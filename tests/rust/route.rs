@@ -18,7 +18,7 @@ fn plan(names: &[&str]) -> Arc<Plan> {
     let describe = |name: &&str| Description { name: (*name).into(), kind: "float".into(), ..Description::default() };
     let features: Vec<_> = names.iter().map(describe).collect();
     let schema = Schema::new(Layout::Matrix, &[Element::F32], &features).unwrap();
-    Arc::new(Plan { schema, outputs: vec!["out".into()], score: None })
+    Arc::new(Plan { schema: Some(schema), outputs: vec!["out".into()], datatypes: Vec::new(), score: None })
 }
 
 /// Two versions that share feature `a`, and a third that takes free tensors.

@@ -1,4 +1,4 @@
-"""Series and Totals at the Python boundary."""
+"""Series and Totals, Runs and RunTotals at the Python boundary."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def test_dumps_add_up() -> None:
     assert totals.requests == 6
     assert totals.errors == 3
     assert totals.latency_sum == pytest.approx(0.006)
+    assert totals.latency_ns == 6_000_000
     assert totals.overhead_sum == pytest.approx(0.0026)
     assert _core.Totals([totals.dump()]).dump() == totals.dump()
 
@@ -85,3 +86,65 @@ def test_rows_of_a_batch_count_as_their_shares_of_its_time() -> None:
     assert totals.latency(0.5) == pytest.approx(3e-6, rel=0.05)
     assert totals.latency_sum == pytest.approx(24e-6)
     assert totals.overhead_sum == pytest.approx(16e-6)
+
+
+def ran(*sizes: int, failures: int = 0) -> _core.Runs:
+    runs = _core.Runs()
+    for number, rows in enumerate(sizes):
+        runs.record(rows, 10, 100 * rows, 1, 5000 + number)
+    for _ in range(failures):
+        runs.fail(7)
+    return runs
+
+
+def test_runs_add_up_by_their_rows() -> None:
+    first, second = ran(8, 1, 8, failures=1), ran(2, 8, failures=2)
+    totals = _core.RunTotals([first.dump(), second.dump()])
+    assert (totals.rows, totals.runs, totals.last_ms) == (27, 5, 5002)
+    assert (totals.failures, totals.failure_ns) == (3, 21)
+    assert (totals.input_ns, totals.infer_ns, totals.output_ns) == (50, 2700, 5)
+    assert totals.sizes == [(1, 1, 10, 100, 1), (2, 1, 10, 200, 1), (8, 3, 30, 2400, 3)]
+    assert _core.RunTotals([totals.dump()]).dump() == totals.dump()
+    assert _core.RunTotals([second.dump(), first.dump()]).dump() == totals.dump()
+
+
+def test_without_runs_all_is_zero() -> None:
+    totals = _core.RunTotals([])
+    assert (totals.rows, totals.runs, totals.last_ms, totals.failures, totals.sizes) == (0, 0, 0, 0, [])
+    assert totals.dump() == _core.Runs().dump()
+
+
+def test_runs_of_many_sizes_are_rounded_up_but_none_is_lost() -> None:
+    totals = _core.RunTotals([ran(*range(1, 1001, 2)).dump(), ran(*range(0, 1001, 2)).dump()])
+    assert [size[0] for size in totals.sizes] == [*range(64), 64, 128, 256, 512, 1024]
+    assert (totals.runs, totals.rows) == (1001, 1000 * 1001 // 2)
+    assert sum(size[1] for size in totals.sizes) == 1001
+
+
+@pytest.mark.parametrize(
+    "dump",
+    [b"", recorded().dump(), b"\xff" * 40, b"\2\0\0\0\0\1", b"\2\0\0\0\0\0\0", b"\2\0\0\0\0\1\7\0\0\0\0"],
+    ids=["empty", "a series", "no number", "cut", "too long", "a size without runs"],
+)
+def test_bytes_that_are_no_runs_are_refused(dump: bytes) -> None:
+    with pytest.raises(InvalidDocument, match="dump"):
+        _core.RunTotals([dump])
+
+
+def test_a_series_and_runs_are_told_apart() -> None:
+    with pytest.raises(InvalidDocument, match="dump"):
+        _core.Totals([ran(1).dump()])
+
+
+def test_threads_lose_no_run() -> None:
+    runs = _core.Runs()
+    threads = [
+        threading.Thread(target=lambda: [runs.record(n % 100, 1, 1, 1, n) for n in range(5000)])
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    totals = _core.RunTotals([runs.dump()])
+    assert (totals.runs, totals.rows, totals.last_ms) == (20_000, 990_000, 4999)
