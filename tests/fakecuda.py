@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
 import onnxruntime as ort
 import pytest
 
@@ -120,7 +121,8 @@ class FakeSession(ort.InferenceSession):
         assert not self.captures or graph_of(run_options) == -1, (
             "it would record memory that is gone after the run"
         )
-        rows = max((len(array) for array in input_feed.values() if array.ndim), default=1)
+        arrays = [array for array in input_feed.values() if isinstance(array, np.ndarray)]
+        rows = max((len(array) for array in arrays if array.ndim), default=1)
         with self.device.busy():
             if rows > self.device.rows_that_fit:
                 raise RuntimeError(NO_MEMORY)

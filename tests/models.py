@@ -21,11 +21,12 @@ def model_bytes(
     outputs: Sequence[onnx.ValueInfoProto],
     constants: dict[str, np.ndarray] | None = None,
     names: Sequence[object] | None = None,
+    opsets: Sequence[onnx.OperatorSetIdProto] = OPSET,
 ) -> bytes:
     """A graph as the bytes of a model; `names` becomes its metadata `turnout.features`."""
     initializers = [numpy_helper.from_array(value, name) for name, value in (constants or {}).items()]
     graph = helper.make_graph(nodes, "graph", inputs, outputs, initializers)
-    model = helper.make_model(graph, opset_imports=OPSET, ir_version=8)
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     if names is not None:
         helper.set_model_props(model, {"turnout.features": json.dumps(list(names))})
     return model.SerializeToString()
@@ -33,6 +34,11 @@ def model_bytes(
 
 def floats(name: str, *shape: int | str | None) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+
+def tensor(name: str, dtype: str, shape: Sequence[int | str | None] | None) -> onnx.ValueInfoProto:
+    """An input or output of any element type, as ONNX names it: `float`, `double`, `int64`, `bfloat16`, `string` ..."""
+    return helper.make_tensor_value_info(name, getattr(TensorProto, dtype.upper()), shape)
 
 
 def linear_matrix(weights: Sequence[float], bias: float = 0.0, names: Sequence[str] | None = None) -> bytes:
@@ -154,6 +160,85 @@ def image_model() -> bytes:
     """A free tensor `[N, 3, 8, 8]` to its mean: nothing that a row of features could carry."""
     nodes = [helper.make_node("ReduceMean", ["image"], ["mean"], axes=[1, 2, 3], keepdims=0)]
     return model_bytes(nodes, [floats("image", None, 3, 8, 8)], [floats("mean", None)])
+
+
+def identity_model(dtypes: Sequence[str], shape: Sequence[int | str | None], *, bias: int = 0) -> bytes:
+    """Inputs `input0`, `input1` ... of these element types come back as `output0`, `output1` ..., all of one shape.
+
+    `bias` is added to numbers; strings and bools come back as they are.
+    """
+    nodes: list[onnx.NodeProto] = []
+    for number, dtype in enumerate(dtypes):
+        given, wanted = f"input{number}", f"output{number}"
+        if not bias or dtype in {"string", "bool"}:
+            nodes.append(helper.make_node("Identity", [given], [wanted]))
+            continue
+        # There is no kernel of Add for bfloat16 on the CPU.
+        wide = {"bfloat16": "float"}.get(dtype, dtype)
+        nodes += [
+            helper.make_node("Cast", [given], [f"{given}_wide"], to=getattr(TensorProto, wide.upper())),
+            helper.make_node("Cast", ["bias"], [f"{given}_bias"], to=getattr(TensorProto, wide.upper())),
+            helper.make_node("Add", [f"{given}_wide", f"{given}_bias"], [f"{wanted}_wide"]),
+            helper.make_node("Cast", [f"{wanted}_wide"], [wanted], to=getattr(TensorProto, dtype.upper())),
+        ]
+    return model_bytes(
+        nodes,
+        [tensor(f"input{number}", dtype, shape) for number, dtype in enumerate(dtypes)],
+        [tensor(f"output{number}", dtype, shape) for number, dtype in enumerate(dtypes)],
+        {"bias": np.array(bias, np.int64)},
+    )
+
+
+def joined_model(inputs: dict[str, tuple[str, int]]) -> bytes:
+    """Inputs `[N, width]`, by name with element type and width, side by side as floats: `joined [N, sum of widths]`."""
+    nodes = [helper.make_node("Cast", [name], [f"{name}_float"], to=TensorProto.FLOAT) for name in inputs]
+    nodes.append(helper.make_node("Concat", [f"{name}_float" for name in inputs], ["joined"], axis=1))
+    taken = [tensor(name, dtype, [None, width]) for name, (dtype, width) in inputs.items()]
+    return model_bytes(nodes, taken, [floats("joined", None, sum(width for _, width in inputs.values()))])
+
+
+def pooled_model() -> bytes:
+    """`image [N, 3, 8, 8]` to two outputs: `label [N]` (int64), the brightest channel, and `means [N, 3]` (float)."""
+    nodes = [
+        helper.make_node("ReduceMean", ["image"], ["means"], axes=[2, 3], keepdims=0),
+        helper.make_node("ArgMax", ["means"], ["label"], axis=1, keepdims=0),
+    ]
+    outputs = [tensor("label", "int64", [None]), floats("means", None, 3)]
+    return model_bytes(nodes, [floats("image", None, 3, 8, 8)], outputs)
+
+
+def marked_model(mark: str = "!") -> bytes:
+    """Strings `text [N]` with a mark behind each: `marked [N]`."""
+    nodes = [helper.make_node("StringConcat", ["text", "mark"], ["marked"])]
+    return model_bytes(
+        nodes,
+        [tensor("text", "string", [None])],
+        [tensor("marked", "string", [None])],
+        {"mark": np.array([mark], np.object_)},
+        opsets=[helper.make_opsetid("", 20)],
+    )
+
+
+def parsed_model() -> bytes:
+    """Strings `text [N]` as floats `number [N]`; fails with text that is no number, so with all that can be made up."""
+    nodes = [helper.make_node("Cast", ["text"], ["number"], to=TensorProto.FLOAT)]
+    return model_bytes(nodes, [tensor("text", "string", [None])], [floats("number", None)])
+
+
+def token_model(*, broken: bool = False) -> bytes:
+    """`ids` and `mask`, int64 of free length `[N, S]`, to the sum of the ids that the mask leaves: `total [N]` (int64).
+
+    A `broken` one takes the same and fails on all of it.
+    """
+    nodes = [
+        helper.make_node("Mul", ["ids", "mask"], ["kept"]),
+        helper.make_node("Gather", ["kept", "far"], ["found"], axis=1),
+        helper.make_node("ReduceSum", ["found" if broken else "kept", "axes"], ["total"], keepdims=0),
+    ]
+    taken = [tensor(name, "int64", ["N", "S"]) for name in ("ids", "mask")]
+    constants = {"axes": np.array([1], np.int64), "far": np.array([1_000_000], np.int64)}
+    nodes = nodes if broken else [nodes[0], nodes[2]]
+    return model_bytes(nodes, taken, [tensor("total", "int64", ["N"])], constants)
 
 
 def zipmap_model(classes: Sequence[str] = ("no", "yes")) -> bytes:

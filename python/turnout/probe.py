@@ -21,6 +21,7 @@ from turnout.engine import (
     NUMPY_TYPES,
     Session,
     flatten,
+    has_known_rows,
     open_session,
     rows_of,
     run_failure,
@@ -188,7 +189,10 @@ def _fits(feature: Feature, default: object) -> bool:
 
 
 def examine(path: Path, device: str, width: int, options: SessionOptions = DEFAULT) -> Probe:
-    """Load a model, run it with 1 and with 3 rows, and describe it."""
+    """Load a model, run it with 1 and with 3 rows, and describe it.
+
+    Made-up numbers that free tensors do not take say nothing of the model: it is described by its graph then.
+    """
     session = open_session(path, device=device, options=options)
     inputs, outputs, metadata = signature_parts(session)
     taken = tuple(
@@ -196,11 +200,11 @@ def examine(path: Path, device: str, width: int, options: SessionOptions = DEFAU
     )
     if not taken:
         raise InvalidModel("the model has no inputs")
-    layout = layout_of(taken)
+    layout = layout_of(taken, outputs)
     features = _named(metadata.get(METADATA_KEY))
     signature = Signature(inputs=taken, outputs=(), layout=layout)
     width = width or len(features or ())
-    found = [_run(session, signature, rows, width) for rows in _row_counts(signature, width)]
+    found = _runs(session, signature, width)
     given = tuple(
         Tensor(node.name, *_describe(node, [run[position] for run in found]))
         for position, node in enumerate(outputs)
@@ -208,8 +212,10 @@ def examine(path: Path, device: str, width: int, options: SessionOptions = DEFAU
     return Probe(Signature(inputs=taken, outputs=given, layout=layout), features)
 
 
-def layout_of(inputs: Sequence[Tensor]) -> Layout:
-    """One `[N, F]` matrix, `[N, 1]` columns, or free tensors."""
+def layout_of(inputs: Sequence[Tensor], outputs: Iterable[Any]) -> Layout:
+    """One `[N, F]` matrix, `[N, 1]` columns, or free tensors; the latter too where an output has no numbers for JSON."""
+    if any(node.type == "tensor(bfloat16)" for node in outputs):
+        return "tensors"
     if all(_is_column(tensor) for tensor in inputs):
         return "columns"
     first = inputs[0]
@@ -228,11 +234,9 @@ def _takes_rows(tensor: Tensor) -> bool:
 
 def _row_counts(signature: Signature, width: int) -> tuple[int, ...]:
     """How many rows to run with; none for tensors whose free dimensions mean something that only the model knows."""
-    if signature.layout == "tensors":
-        free = any(size is None for tensor in signature.inputs for size in tensor.shape[1:])
-        if free:
-            return ()
-    elif signature.layout == "matrix" and signature.inputs[0].shape[1] is None and not width:
+    if not has_known_rows(signature):
+        return ()
+    if signature.layout == "matrix" and signature.inputs[0].shape[1] is None and not width:
         tensor = signature.inputs[0]
         raise InvalidModel(
             f"input {tensor.name!r} has shape {_shape(tensor)}: give the names of its features"
@@ -240,11 +244,24 @@ def _row_counts(signature: Signature, width: int) -> tuple[int, ...]:
     return (1, 3) if all(tensor.shape[:1] == (None,) for tensor in signature.inputs) else (1,)
 
 
+def _runs(session: Session, signature: Signature, width: int) -> list[list[Any]]:
+    """The outputs of each run; free tensors may have fewer of them."""
+    found: list[list[Any]] = []
+    for rows in _row_counts(signature, width):
+        try:
+            found.append(_run(session, signature, rows, width))
+        except InvalidModel:
+            if signature.layout != "tensors":
+                raise
+            break
+    return found
+
+
 def _run(session: Session, signature: Signature, rows: int, width: int) -> list[Any]:
     taken = rows_of(signature, rows, width=width)
     feed = {tensor.name: array for tensor, array in zip(signature.inputs, taken, strict=True)}
     try:
-        outputs: Any = session.inner.run(None, feed)  # as they come, with their maps
+        outputs: Any = session.call(session.outputs, feed, None)  # as they come, with their maps
     except Exception as error:
         if isinstance(failure := run_failure(error, session.device), OutOfDeviceMemory):
             raise failure from error
@@ -266,7 +283,10 @@ def _check_rows(name: str, output: Any, rows: int) -> None:  # noqa: ANN401
 def _describe(node: Any, runs: list[Any]) -> tuple[str, tuple[int | None, ...], tuple[Any, ...]]:  # noqa: ANN401
     """Element type, shape and classes of an output, from what it gave where the graph does not say."""
     if node.type.startswith("tensor("):
-        return _element(node.type, node.name), _dimensions(node.shape), ()
+        shape = _dimensions(node.shape)
+        if not shape and runs:  # a scalar, or the graph does not say
+            shape = (None,) * runs[0].ndim
+        return _element(node.type, node.name), shape, ()
     if not node.type.startswith("seq(map(") or not runs:
         raise InvalidModel(
             f"output {node.name!r} is a {node.type}: expected a tensor or a sequence of maps (ZipMap)"

@@ -25,18 +25,25 @@ PAYS = 0.5
 SLOWEST_SECONDS = 0.05
 RELATIVE, ABSOLUTE = 1e-3, 1e-4
 """How far the same row may come out differently in a batch: kernels add up in another order there."""
+ROUNDINGS = 4
+"""By how many last digits, if that is more."""
 
 
 def warm(run: Run, rows: Arrays) -> float:
-    """The median time of a warm run, in seconds. Raises PredictionFailed where it does not run."""
+    """The median time of a warm run, in seconds. Raises PredictionFailed, with words for a model, where it does not run."""
+    try:
+        return measure(run, rows)
+    except PredictionFailed as error:
+        raise type(error)(f"the model loads but does not run: {error}") from error
+
+
+def measure(run: Run, rows: Arrays) -> float:
+    """The median time of a warm run, in seconds. Raises what the run raises."""
     times: list[float] = []
     deadline = time.perf_counter() + SECONDS
     while len(times) < RUNS and (len(times) < 2 or time.perf_counter() < deadline):
         started = time.perf_counter()
-        try:
-            run(rows)
-        except PredictionFailed as error:
-            raise type(error)(f"the model loads but does not run: {error}") from error
+        run(rows)
         times.append(time.perf_counter() - started)
     return statistics.median(times[1:])
 
@@ -91,9 +98,10 @@ def dependence(run: Run, rows_of: RowsOf) -> str:
 
 
 def same(one: NDArray[Any], other: NDArray[Any]) -> bool:
-    """Whether two outputs are the same but for the rounding of floats."""
+    """Whether two outputs are the same but for the rounding of floats, which is coarse for float16."""
     if one.shape != other.shape:
         return False
     if one.dtype.kind != "f":
         return bool(np.array_equal(one, other))
-    return bool(np.allclose(one, other, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True))
+    relative = max(RELATIVE, ROUNDINGS * float(np.finfo(one.dtype).eps))
+    return bool(np.allclose(one, other, rtol=relative, atol=ABSOLUTE, equal_nan=True))

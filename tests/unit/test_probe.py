@@ -21,15 +21,20 @@ from models import (
     external_data_model,
     failing_model,
     floats,
+    identity_model,
     image_model,
     linear_matrix,
     model_bytes,
+    parsed_model,
+    tensor,
+    token_model,
     zipmap_model,
 )
 from turnout.domain import Feature, Signature, Tensor
+from turnout.engine import NUMPY_TYPES
 from turnout.errors import DeviceUnavailable, InvalidModel
 from turnout.external import external_files
-from turnout.probe import Probe, features_for, probe_file
+from turnout.probe import Probe, examine, features_for, probe_file
 
 MEMORY = 8 * 1024**3
 GOOD = linear_matrix([1.0, 2.0])
@@ -80,6 +85,55 @@ def test_free_tensors(tmp_path: Path) -> None:
     assert features_for(found, None) == ()
     with pytest.raises(InvalidModel, match="free tensors, which have no features"):
         features_for(found, ["a"])
+
+
+@pytest.mark.parametrize("shape", [(), (None,), (None, 3), (2, 3), (None, None, 3)], ids=str)
+def test_tensors_of_every_type(tmp_path: Path, shape: tuple[int | None, ...]) -> None:
+    dtypes = [dtype for dtype in NUMPY_TYPES if dtype != "string"]
+    path = tmp_path / "graph.onnx"
+    path.write_bytes(identity_model(dtypes, shape))
+    found = examine(path, "cpu", 0).signature
+    assert found.layout == "tensors"
+    assert found.inputs == tuple(Tensor(f"input{n}", dtype, shape) for n, dtype in enumerate(dtypes))
+    assert found.outputs == tuple(Tensor(f"output{n}", dtype, shape) for n, dtype in enumerate(dtypes))
+    path.write_bytes(identity_model(["string"], shape))
+    (text,) = examine(path, "cpu", 0).signature.outputs
+    assert (text.dtype, text.shape) == ("string", shape)
+
+
+def test_rows_that_give_bfloat16_are_free_tensors(tmp_path: Path) -> None:
+    """Features go with JSON, which would show the bits as numbers."""
+    cast = [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.BFLOAT16)]
+    found = probe(tmp_path, model_bytes(cast, [floats("x", None, 2)], [tensor("y", "bfloat16", [None, 2])]))
+    assert (found.signature.layout, found.signature.outputs[0].dtype) == ("tensors", "bfloat16")
+    assert features_for(found, None) == ()
+
+
+def test_tensors_that_nobody_can_make_up_are_taken_from_the_graph(tmp_path: Path) -> None:
+    lengths, numbers = probe(tmp_path, token_model()), probe(tmp_path, parsed_model())
+    assert [tensor.shape for tensor in lengths.signature.inputs] == [(None, None), (None, None)]
+    assert lengths.signature.outputs == (Tensor("total", "int64", (None,)),)
+    assert numbers.signature.outputs == (Tensor("number", "float", (None,)),), (
+        "though it fails with empty strings"
+    )
+
+
+def test_a_shape_that_the_graph_does_not_say_is_seen_in_a_run(tmp_path: Path) -> None:
+    """Its branches differ, so that onnxruntime cannot infer it."""
+    branches = [
+        helper.make_graph([helper.make_node(kind, inputs, ["z"])], kind, [], [tensor("z", "float", None)])
+        for kind, inputs in (("Abs", ["x"]), ("Unsqueeze", ["x", "axis"]))
+    ]
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+        helper.make_node("Cast", ["sum"], ["odd"], to=TensorProto.BOOL),
+        helper.make_node("If", ["odd"], ["y"], then_branch=branches[1], else_branch=branches[0]),
+    ]
+    graph = model_bytes(
+        nodes, [floats("x", None, 2, 2)], [tensor("y", "float", None)], {"axis": np.array([0], np.int64)}
+    )
+    (output,) = probe(tmp_path, graph).signature.outputs
+    assert output.shape == (None, None, None)
 
 
 def test_maps_of_a_classifier(tmp_path: Path) -> None:
@@ -299,10 +353,11 @@ def test_outputs_and_inputs_that_have_no_json(tmp_path: Path) -> None:
     tensors = helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, None))
     sequence = one_node("SequenceConstruct", output=helper.make_value_info("y", tensors))
     assert "expected a tensor or a sequence of maps" in refused(tmp_path, sequence)
-    complex_input = helper.make_tensor_value_info("x", TensorProto.BFLOAT16, [None, 2])
+    odd = tensor("x", "float8e4m3fn", [None, 2])
     cast = [node("Cast", ["x"], "y", to=TensorProto.FLOAT)]
-    detail = refused(tmp_path, model_bytes(cast, [complex_input], [floats("y", None, 2)]))
-    assert "bfloat16" in detail
+    opsets = [helper.make_opsetid("", 19)]
+    detail = refused(tmp_path, model_bytes(cast, [odd], [floats("y", None, 2)], opsets=opsets))
+    assert detail.startswith("'x' is a tensor(float8e4m3fn): expected a tensor of float, double,")
 
 
 def test_a_model_without_inputs(tmp_path: Path) -> None:
@@ -328,11 +383,11 @@ def test_nothing_of_a_hostile_file_is_run_here(tmp_path: Path) -> None:
 def with_location(location: str) -> bytes:
     """A model whose weights are said to lie somewhere else."""
     model = onnx.load_from_string(GOOD)
-    for tensor in model.graph.initializer:
-        tensor.ClearField("raw_data")
-        tensor.data_location = TensorProto.EXTERNAL
+    for weights in model.graph.initializer:
+        weights.ClearField("raw_data")
+        weights.data_location = TensorProto.EXTERNAL
         for key, value in (("location", location), ("offset", "0"), ("length", "8")):
-            entry = tensor.external_data.add()
+            entry = weights.external_data.add()
             entry.key, entry.value = key, value
     return model.SerializeToString()
 

@@ -10,7 +10,7 @@ from turnout.engine.devices import (
 from turnout.engine.loading import Engine
 from turnout.engine.memory import release_memory
 from turnout.engine.opening import open_session, signature_parts
-from turnout.engine.rows import NUMPY_TYPES, rows_of
+from turnout.engine.rows import NUMPY_TYPES, has_known_rows, rows_of
 from turnout.engine.sessions import Session, flatten, run_failure
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "available_providers",
     "cuda_status",
     "flatten",
+    "has_known_rows",
     "open_session",
     "release_memory",
     "resolve_device",

@@ -12,6 +12,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from turnout.domain import Signature
+from turnout.engine.bfloat16 import ELEMENT
 from turnout.engine.buffers import NO_GRAPH, Bucket, run_options
 from turnout.engine.cudart import CudaError, Cudart, cudart
 from turnout.engine.devices import device_number, is_out_of_memory
@@ -22,6 +23,8 @@ from turnout.warmup import dependence, same
 
 Make = Callable[[int, bool], Arrays]
 """Inputs of so many rows; of numbers that differ, or zeros."""
+UNHELD = {"string": "strings", ELEMENT: ELEMENT}
+"""Elements that NumPy has no memory for."""
 
 
 class Unfit(Exception):
@@ -189,8 +192,8 @@ def obstacle(signature: Signature) -> str:
     """Why inputs and outputs cannot be held ready in buffers of fixed shapes, or nothing."""
     inputs, outputs = signature.inputs, signature.outputs
     for tensor in (*inputs, *outputs):
-        if tensor.dtype == "string":
-            return f"{tensor.name!r} is a tensor of strings"
+        if tensor.dtype in UNHELD:
+            return f"{tensor.name!r} is a tensor of {UNHELD[tensor.dtype]}"
         if tensor.classes:
             return f"{tensor.name!r} is a sequence of maps"
     free = [tensor for tensor in inputs if tensor.shape[:1] == (None,)]

@@ -8,14 +8,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from turnout.domain import Version
+from turnout.domain import Signature, Version
+from turnout.engine.bfloat16 import ELEMENT
 from turnout.engine.cuda import CudaSession, Unfit, has_free_rows, obstacle, sizes_of
 from turnout.engine.devices import resolve_device
 from turnout.engine.opening import open_session
-from turnout.engine.rows import rows_of
+from turnout.engine.rows import has_known_rows, rows_of
 from turnout.engine.sessions import Session
-from turnout.errors import InvalidModel
-from turnout.warmup import SIZES, batch_of, warm
+from turnout.errors import InvalidModel, OutOfDeviceMemory, PredictionFailed
+from turnout.warmup import SIZES, batch_of, measure, warm
 
 LOOP_RUNS = 10
 """How much longer than one request may take on an event loop a run of many may: one by one they would take longer."""
@@ -50,7 +51,7 @@ class Engine:
         self._inline_seconds = inline_seconds
 
     def load(self, path: Path, version: Version) -> Session:
-        """Load a graph and warm it up with rows of the version's own shapes.
+        """Load a graph and warm it up with rows of the version's own shapes, where it has such.
 
         Raises InvalidModel for a file that does not load, DeviceUnavailable, OutOfDeviceMemory, PredictionFailed for one
         that cannot run.
@@ -59,11 +60,7 @@ class Engine:
         session = self._open(path, version)
         loaded = time.perf_counter()
         session.load_seconds = loaded - started
-        if version.signature.layout != "tensors":
-            session.run_seconds = warm(
-                session.run, rows_of(version.signature, 1, width=len(version.features))
-            )
-        session.inline = session.run_seconds <= self._inline_seconds
+        self._warm(session, version)
         if self._batches:
             self._batch(session, version)
         session.warmup_seconds = time.perf_counter() - loaded
@@ -85,24 +82,65 @@ class Engine:
         with LOADING:
             return open_on_cuda(opened, version)
 
+    def _warm(self, session: Session, version: Version) -> None:
+        """Measure a run of one row. What cannot be measured may take long, so it is none for an event loop."""
+        signature = version.signature
+        rows = functools.partial(rows_of, signature, 1, width=len(version.features))
+        if signature.layout != "tensors":
+            session.run_seconds = warm(session.run, rows())
+        elif has_known_rows(signature):
+            try:
+                session.run_seconds = measure(session.run, rows())
+            except OutOfDeviceMemory:
+                raise
+            except PredictionFailed as error:
+                remark(session, f"not warmed up: it does not run with made-up numbers: {error.detail}")
+        else:
+            remark(session, "not warmed up: of its inputs more is free than the rows")
+        session.inline = 0 < session.run_seconds <= self._inline_seconds
+
     def _batch(self, session: Session, version: Version) -> None:
-        """Decide how many rows of requests run together: as many as the version says, or as the warm-up finds to pay."""
+        """Decide how many rows of requests run together: as many as the version says, or as the warm-up finds to pay.
+
+        Whether rows of free tensors are independent, only the version can say; it is checked where the warm-up can.
+        """
         wanted = version.options.max_batch_rows
         session.max_delay_us = version.options.max_delay_us or 0
         session.max_queue_rows = version.options.max_queue_rows
         signature = version.signature
-        free = signature.layout != "tensors" and all(t.shape and t.shape[0] is None for t in signature.inputs)
-        if wanted == 1 or not free:
-            if wanted is not None and wanted > 1:
-                raise InvalidModel(
-                    f"max_batch_rows {wanted}: expected inputs whose first dimension is free, found "
-                    + ", ".join(f"{t.name} {list(t.shape)}" for t in signature.inputs)
-                )
+        problem = fixed_rows(signature)
+        if problem and wanted is not None and wanted > 1:
+            raise InvalidModel(f"max_batch_rows {wanted}: {problem}")
+        if problem or wanted == 1:
+            return
+        if signature.layout == "tensors" and (wanted is None or not can_compare(session, signature)):
+            session.max_batch_rows = wanted or 1
             return
         rows = functools.partial(rows_of, signature, width=len(version.features), random=True)
         longest = LOOP_RUNS * self._inline_seconds if session.inline else None
         found = batch_of(session.run, rows, session.run_seconds, wanted=wanted, longest=longest)
         session.max_batch_rows, session.batch_seconds = found
+
+
+def remark(session: Session, text: str) -> None:
+    """Add to what shows of a session in the status."""
+    session.note = f"{session.note}; {text}" if session.note else text
+
+
+def fixed_rows(signature: Signature) -> str:
+    """Why requests cannot be joined by their first dimension, or nothing. The outputs of rows are found by running them."""
+    alike, kinds = signature.inputs, "inputs"
+    if signature.layout == "tensors":
+        alike, kinds = (*signature.inputs, *signature.outputs), "inputs and outputs"
+    if all(tensor.shape[:1] == (None,) for tensor in alike):
+        return ""
+    found = ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in alike)
+    return f"expected {kinds} whose first dimension is free, found {found}"
+
+
+def can_compare(session: Session, signature: Signature) -> bool:
+    """Whether it can be found out what rows answer beside others: made-up rows run, and their answers are no bits."""
+    return session.run_seconds > 0 and all(tensor.dtype != ELEMENT for tensor in signature.outputs)
 
 
 def open_on_cuda(opened: Callable[..., Session], version: Version) -> Session:

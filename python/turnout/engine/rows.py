@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turnout.domain import Signature, Tensor
+from turnout.engine import bfloat16
 
 NUMPY_TYPES: dict[str, type[np.generic]] = {
     "float": np.float32,
@@ -23,8 +24,14 @@ NUMPY_TYPES: dict[str, type[np.generic]] = {
     "uint64": np.uint64,
     "bool": np.bool_,
     "string": np.object_,
+    bfloat16.ELEMENT: np.uint16,
 }
-"""NumPy's type for each ONNX element type that Turnout carries."""
+"""NumPy's type for each ONNX element type that Turnout carries; of bfloat16 it is that of the bits."""
+
+
+def has_known_rows(signature: Signature) -> bool:
+    """Whether the graph says what a row is: of free tensors only the first dimension may be open."""
+    return signature.layout != "tensors" or not any(None in tensor.shape[1:] for tensor in signature.inputs)
 
 
 def rows_of(signature: Signature, rows: int, *, width: int, random: bool = False) -> list[NDArray[Any]]:
@@ -46,4 +53,7 @@ def _rows(tensor: Tensor, rows: int, width: int, numbers: np.random.Generator | 
     kind = NUMPY_TYPES[tensor.dtype]
     if kind is np.object_:
         return np.full(shape, "", np.object_)
-    return np.zeros(shape, kind) if numbers is None else numbers.integers(0, 2, shape).astype(kind)
+    if numbers is None:
+        return np.zeros(shape, kind)
+    found = numbers.integers(0, 2, shape)
+    return (found * bfloat16.ONE if tensor.dtype == bfloat16.ELEMENT else found).astype(kind)
