@@ -7,9 +7,12 @@ from datetime import datetime
 from turnout import _core
 from turnout.domain import (
     Assignment,
+    BatchStatistics,
     Comparison,
     Deployment,
     Distribution,
+    Duration,
+    InferenceStatistics,
     LedgerRevision,
     Share,
     Test,
@@ -35,6 +38,29 @@ def compare(a: Version, b: Version, merged: Merged) -> Comparison:
             name: b.metrics[name] - value for name, value in a.metrics.items() if name in b.metrics
         },
         live={version.version: merged.live(a.model, version.version) for version in (a, b)},
+    )
+
+
+def inference_statistics(model: str, version: str, merged: Merged) -> InferenceStatistics:
+    """What a version has answered, as the statistics extension of the Open Inference Protocol tells it."""
+    runs = merged.runs(model, version)
+    answered, queued = merged.answered(model, version), merged.queued(model, version)
+    return InferenceStatistics(
+        model=model,
+        version=version,
+        last_inference=runs.last_ms,
+        inference_count=runs.rows,
+        execution_count=runs.runs,
+        success=Duration(answered.requests - answered.errors, answered.latency_ns),
+        fail=Duration(runs.failures, runs.failure_ns),
+        queue=Duration(queued.requests, queued.latency_ns),
+        compute_input=Duration(runs.runs, runs.input_ns),
+        compute_infer=Duration(runs.runs, runs.infer_ns),
+        compute_output=Duration(runs.runs, runs.output_ns),
+        batch_stats=tuple(
+            BatchStatistics(rows, Duration(count, before), Duration(count, inside), Duration(count, after))
+            for rows, count, before, inside, after in runs.sizes
+        ),
     )
 
 

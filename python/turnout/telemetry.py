@@ -11,14 +11,16 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from turnout._core import Series, Totals
+from turnout._core import Runs, RunTotals, Series, Totals
 from turnout.domain import LiveStatistics, WorkerStatus
 from turnout.errors import InvalidDocument
 from turnout.forks import ForkLock
 
 KEPT_SCOPES = 64
 MAX_SERIES = 4096
-"""Series of a process (16 KiB each), and keys of a sum; what comes on top is counted together, without names."""
+"""Series of a process (16 KiB each), and keys of a sum; what comes on top is counted together, without names.
+
+The same holds for the runs of versions (at most 5 KiB each)."""
 BOUNDS = tuple(2.0**power * 1e-9 for power in range(14, 34))
 """Upper bounds of the published histograms, in seconds: powers of two of a nanosecond, 16 us to 8.6 s."""
 REJECTED = "rejected"
@@ -27,6 +29,8 @@ BATCH = "batch"
 """Stands for the reason where the rows of a batch are counted, each with its share of the time of its chunk."""
 QUEUE = "queue"
 """Stands for the reason where the time is counted that requests waited for their turn."""
+RUNS = "runs"
+"""Stands for the reason in dumps where the runs of a version's model are told: `RunTotals`, which `Totals` cannot read."""
 DUMP: msgspec.msgpack.Decoder[list[tuple[str, str, str, str, bytes]]] = msgspec.msgpack.Decoder(
     list[tuple[str, str, str, str, bytes]]
 )
@@ -41,12 +45,20 @@ class Key(NamedTuple):
     scope: str
 
 
+class Parts(NamedTuple):
+    """Dumps by key, those of runs apart from those of series."""
+
+    series: dict[Key, list[bytes]]
+    runs: dict[Key, list[bytes]]
+
+
 class Telemetry:
-    """The series of one process. Recording to a series takes no lock; finding one and dumping all do."""
+    """The series and the runs of one process. Recording to a series takes no lock; finding one and dumping all do."""
 
     def __init__(self) -> None:
         self._series: dict[Key, Series] = {}
         self._folded: dict[Key, bytes] = {}
+        self._runs: dict[Key, Runs] = {}
         self._rejected: dict[str, Series] = {}
         self._lock = ForkLock()
 
@@ -57,6 +69,16 @@ class Telemetry:
             found = self._series.get(key)
             if found is None:
                 found = self._added(key if len(self._series) < MAX_SERIES else _nameless(key))
+            return found
+
+    def runs(self, model: str, version: str) -> Runs:
+        """Where the runs of a version's model are recorded; always the same for the same version."""
+        key = Key(model, version, RUNS, "")
+        with self._lock:
+            found = self._runs.get(key)
+            if found is None:
+                known = key if len(self._runs) < MAX_SERIES else _nameless(key)
+                found = self._runs.setdefault(known, Runs())
             return found
 
     def reject(self, code: str) -> None:
@@ -72,6 +94,7 @@ class Telemetry:
         with self._lock:
             entries = [(*key, dump) for key, dump in self._folded.items()]
             entries += [(*key, series.dump()) for key, series in self._series.items()]
+            entries += [(*key, runs.dump()) for key, runs in self._runs.items()]
             entries += [("", "", code, REJECTED, series.dump()) for code, series in self._rejected.items()]
         return msgspec.msgpack.encode(entries)
 
@@ -105,38 +128,45 @@ def _age(scope: str) -> list[int]:
 
 def fold(dumps: list[bytes]) -> bytes:
     """Add up dumps of processes into one."""
-    grouped = _grouped(dumps)
-    for model in {key.model for key in grouped}:
-        for key in old_scopes(list(grouped), model):
-            grouped[key._replace(scope="")].extend(grouped.pop(key))
-    for key in [key for key in grouped if key != _nameless(key)][MAX_SERIES:]:
-        grouped[_nameless(key)].extend(grouped.pop(key))
-    return msgspec.msgpack.encode([(*key, Totals(parts).dump()) for key, parts in grouped.items()])
+    series, runs = _grouped(dumps)
+    for model in {key.model for key in series}:
+        for key in old_scopes(list(series), model):
+            series[key._replace(scope="")].extend(series.pop(key))
+    for parts in (series, runs):
+        for key in [key for key in parts if key != _nameless(key)][MAX_SERIES:]:
+            parts[_nameless(key)].extend(parts.pop(key))
+    entries = [(*key, Totals(parts).dump()) for key, parts in series.items()]
+    entries += [(*key, RunTotals(parts).dump()) for key, parts in runs.items()]
+    return msgspec.msgpack.encode(entries)
 
 
 def _nameless(key: Key) -> Key:
     return Key("", "", key.reason, key.scope if key.scope == REJECTED else "")
 
 
-def _grouped(dumps: Iterable[bytes]) -> dict[Key, list[bytes]]:
+def _grouped(dumps: Iterable[bytes]) -> Parts:
     """All parts by key. A dump that cannot be read, of another release say, counts nothing."""
-    grouped: dict[Key, list[bytes]] = defaultdict(list)
+    grouped = Parts(defaultdict(list), defaultdict(list))
     for dump in dumps:
         try:
-            entries = DUMP.decode(dump)
-            Totals([part for *_, part in entries])
+            entries = [(Key(m, v, reason, scope), part) for m, v, reason, scope, part in DUMP.decode(dump)]
+            Totals([part for key, part in entries if key.reason != RUNS])
+            RunTotals([part for key, part in entries if key.reason == RUNS])
         except (msgspec.DecodeError, UnicodeDecodeError, InvalidDocument):
             continue
-        for model, version, reason, scope, part in entries:
-            grouped[Key(model, version, reason, scope)].append(part)
+        for key, part in entries:
+            (grouped.runs if key.reason == RUNS else grouped.series)[key].append(part)
     return grouped
 
 
 class Merged:
     """The statistics of all processes together."""
 
-    def __init__(self, parts: Mapping[Key, list[bytes]]) -> None:
-        self._parts = parts
+    def __init__(self, parts: Parts) -> None:
+        self._parts, self._runs = parts
+        self._versions: dict[tuple[str, str], list[Key]] = defaultdict(list)
+        for key in self._parts:
+            self._versions[key.model, key.version].append(key)
 
     @classmethod
     def from_dumps(cls, dumps: Iterable[bytes]) -> Merged:
@@ -157,19 +187,26 @@ class Merged:
 
     def of_version(self, model: str, version: str) -> Totals:
         """All that a version has answered one by one, whatever the reason."""
-        return self._sum(
-            lambda key: key.model == model and key.version == version and key.reason not in {BATCH, QUEUE}
-        )
+        return self._of_version(model, version, lambda key: key.reason not in {BATCH, QUEUE})
+
+    def answered(self, model: str, version: str) -> Totals:
+        """All that a version has answered, one by one and in batches."""
+        return self._of_version(model, version, lambda key: key.reason != QUEUE and key.scope != REJECTED)
+
+    def queued(self, model: str, version: str) -> Totals:
+        """How long requests have waited for a version, as if that were the time of an answer."""
+        return self._of_version(model, version, lambda key: key.reason == QUEUE)
+
+    def runs(self, model: str, version: str) -> RunTotals:
+        """The runs of a version's model."""
+        return RunTotals(self._runs.get(Key(model, version, RUNS, ""), []))
 
     def of_test(self, model: str, test_id: str, version: str) -> Totals:
         """What a version has answered as an arm of a test, in all of its revisions that are known apart."""
-        return self._sum(
-            lambda key: (
-                key.model == model
-                and key.version == version
-                and key.reason in {"test", "random"}
-                and key.scope.partition("/")[0] == test_id
-            )
+        return self._of_version(
+            model,
+            version,
+            lambda key: key.reason in {"test", "random"} and key.scope.partition("/")[0] == test_id,
         )
 
     def requests(self, model: str, scope: str) -> dict[str, int]:
@@ -224,10 +261,28 @@ class Merged:
         for key, parts in self._parts.items():
             if key.scope == REJECTED:
                 rejected.add_metric([key.reason], Totals(parts).errors)
-        yield from (requests, errors, rejected, latency, overhead, queue)
+        yield from (requests, errors, rejected, latency, overhead, queue, *self._run_families())
 
-    def _sum(self, chosen: Callable[[Key], bool]) -> Totals:
-        return Totals([part for key, parts in self._parts.items() if chosen(key) for part in parts])
+    def _run_families(self) -> Iterator[Metric]:
+        executions = CounterMetricFamily(
+            "turnout_executions",
+            "Runs of the model, each on one row or more.",
+            labels=["model", "version"],
+        )
+        inferences = CounterMetricFamily(
+            "turnout_inferences",
+            "Rows of the runs of the model.",
+            labels=["model", "version"],
+        )
+        for key, parts in sorted(self._runs.items()):
+            totals = RunTotals(parts)
+            executions.add_metric([key.model, key.version], totals.runs)
+            inferences.add_metric([key.model, key.version], totals.rows)
+        yield from (executions, inferences)
+
+    def _of_version(self, model: str, version: str, chosen: Callable[[Key], bool]) -> Totals:
+        keys = self._versions.get((model, version), [])
+        return Totals([part for key in keys if chosen(key) for part in self._parts[key]])
 
     def _by(
         self, label: Callable[[Key], tuple[str, ...]], *, queued: bool = False

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import turnout
+from models import linear_matrix
 from turnout import telemetry as module
-from turnout.domain import VersionStatus, WorkerStatus
-from turnout.telemetry import BOUNDS, KEPT_SCOPES, Merged, Telemetry, fold, prometheus
+from turnout._core import Runs, Series
+from turnout.domain import BatchStatistics, Duration, VersionStatus, WorkerStatus
+from turnout.errors import InvalidRequest, ModelNotFound, VersionNotFound
+from turnout.reports import inference_statistics
+from turnout.telemetry import BATCH, BOUNDS, KEPT_SCOPES, QUEUE, RUNS, Merged, Telemetry, fold, prometheus
 
 MICRO = 1000
 
@@ -103,8 +109,15 @@ def test_more_series_than_there_may_be_are_counted_together(monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     "dump",
-    [b"", b"\xff\xfe", b"\x91\x92\xa1a\xa1b", msgspec.msgpack.encode([("m", "v", "r", "", b"short")])],
-    ids=["empty", "no msgpack", "of another shape", "no series"],
+    [
+        b"",
+        b"\xff\xfe",
+        b"\x91\x92\xa1a\xa1b",
+        msgspec.msgpack.encode([("m", "v", "r", "", b"short")]),
+        msgspec.msgpack.encode([("churn", "v1", RUNS, "", Series().dump())]),
+        msgspec.msgpack.encode([("churn", "v1", "active", "", Runs().dump())]),
+    ],
+    ids=["empty", "no msgpack", "of another shape", "no series", "no runs", "runs as a series"],
 )
 def test_a_dump_that_cannot_be_read_counts_nothing_and_hides_nothing(dump: bytes) -> None:
     telemetry = Telemetry()
@@ -174,3 +187,141 @@ def test_prometheus_reads_what_was_counted() -> None:
     )
     assert found["turnout_load_seconds", labels(worker="abc", model="churn", version="v1")] == 0.5
     assert not [at for at in found if ("version", "v2") in at[1]]
+
+
+def ran(telemetry: Telemetry, version: str, *sizes: int) -> None:
+    runs = telemetry.runs("churn", version)
+    for rows in sizes:
+        runs.record(rows, 2 * MICRO, 40 * MICRO, 3 * MICRO, 1_790_000_000_000 + rows)
+
+
+def test_runs_of_a_version_are_kept_in_one_place() -> None:
+    telemetry = Telemetry()
+    assert telemetry.runs("churn", "v1") is telemetry.runs("churn", "v1")
+    assert telemetry.runs("churn", "v1") is not telemetry.runs("churn", "v2")
+    assert telemetry.runs("churn", "v1") is not telemetry.runs("other", "v1")
+
+
+def test_runs_of_processes_add_up_whether_folded_or_not() -> None:
+    processes = [Telemetry() for _ in range(3)]
+    for process in processes:
+        ran(process, "v1", 1, 8)
+        process.runs("churn", "v1").fail(5)
+    ran(processes[1], "v2", 3)
+    dumps = [process.dump() for process in processes]
+    for merged in (
+        Merged.from_dumps(dumps),
+        Merged.from_dumps([fold(dumps)]),
+        Merged.from_dumps([fold(dumps[:2]), dumps[2]]),
+    ):
+        one, two = merged.runs("churn", "v1"), merged.runs("churn", "v2")
+        assert (one.runs, one.rows, one.failures) == (6, 27, 3)
+        assert [size[:2] for size in one.sizes] == [(1, 3), (8, 3)]
+        assert (two.runs, two.rows, two.last_ms) == (1, 3, 1_790_000_000_003)
+        assert merged.runs("churn", "v3").runs == merged.runs("", "").runs == 0
+
+
+def test_runs_are_in_no_sum_of_series() -> None:
+    telemetry = Telemetry()
+    answered(telemetry, "v1", 4, reason="test", scope="1/1")
+    before = Merged.from_dumps([telemetry.dump()])
+    ran(telemetry, "v1", 1, 2, 3)
+    after = Merged.from_dumps([telemetry.dump()])
+    for read in (
+        lambda merged: merged.live("churn", "v1"),
+        lambda merged: merged.of_version("churn", "v1").dump(),
+        lambda merged: merged.of_test("churn", "1", "v1").dump(),
+        lambda merged: merged.answered("churn", "v1").dump(),
+        lambda merged: merged.queued("churn", "v1").dump(),
+        lambda merged: merged.requests("churn", "1/1"),
+        lambda merged: [family for family in merged.families() if "latency" in family.name],
+    ):
+        assert read(after) == read(before)
+    assert (before.runs("churn", "v1").runs, after.runs("churn", "v1").runs) == (0, 3)
+
+
+def test_a_dump_of_before_there_were_runs_is_read_beside_others() -> None:
+    old, new = Telemetry(), Telemetry()
+    answered(old, "v1", 3)
+    answered(new, "v1", 2)
+    ran(new, "v1", 2)
+    series = old.series("churn", "v1", "active", "").dump()
+    dump = msgspec.msgpack.encode([("churn", "v1", "active", "", series)])
+    assert dump == old.dump()
+    merged = Merged.from_dumps([fold([dump, new.dump()])])
+    assert (merged.live("churn", "v1").requests, merged.runs("churn", "v1").rows) == (5, 2)
+
+
+def test_runs_of_more_versions_than_there_may_be_are_counted_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_SERIES", 8)
+    telemetry = Telemetry()
+    for number in range(20):
+        ran(telemetry, f"v{number}", 2)
+        answered(telemetry, f"v{number}", 1)
+    assert len(telemetry._runs) == 9
+    assert telemetry.runs("churn", "v19") is telemetry.runs("churn", "v18")
+    assert Merged.from_dumps([telemetry.dump()]).runs("", "").rows == 24
+    folded = Merged.from_dumps([fold([telemetry.dump()] * 2)])
+    assert (folded.runs("", "").rows, folded.runs("churn", "v7").rows) == (48, 4)
+    assert (folded.live("", "").requests, folded.live("churn", "v7").requests) == (24, 2)
+
+
+def test_prometheus_has_runs_and_their_rows() -> None:
+    telemetry = Telemetry()
+    ran(telemetry, 'v"1\n', 1, 8, 8)
+    ran(telemetry, "v2", 5)
+    found = samples(prometheus(Merged.from_dumps([telemetry.dump(), telemetry.dump()]), [], {}, 1))
+    one, two = labels(model="churn", version='v"1\n'), labels(model="churn", version="v2")
+    assert (found["turnout_executions_total", one], found["turnout_executions_total", two]) == (6, 2)
+    assert (found["turnout_inferences_total", one], found["turnout_inferences_total", two]) == (34, 10)
+
+
+def test_statistics_of_a_version_in_the_words_of_the_protocol() -> None:
+    telemetry = Telemetry()
+    answered(telemetry, "v1", 3)
+    answered(telemetry, "v1", 2, reason="test", scope="1/1")
+    telemetry.series("churn", "v1", "active", "").record_error()
+    telemetry.series("churn", "v1", BATCH, "").record_rows(10, 70 * MICRO, 60 * MICRO)
+    telemetry.series("churn", "v1", QUEUE, "").record(9 * MICRO, 0)
+    telemetry.reject("invalid_features")
+    answered(telemetry, "v2", 100)
+    ran(telemetry, "v1", 1, 4, 10)
+    telemetry.runs("churn", "v1").fail(11)
+    found = inference_statistics("churn", "v1", Merged.from_dumps([telemetry.dump()]))
+    assert (found.model, found.version, found.last_inference) == ("churn", "v1", 1_790_000_000_010)
+    assert (found.inference_count, found.execution_count) == (15, 3)
+    assert found.success == Duration(15, (5 * 50 + 70) * MICRO)
+    assert (found.fail, found.queue) == (Duration(1, 11), Duration(1, 9 * MICRO))
+    assert found.compute_input == Duration(3, 6 * MICRO)
+    assert found.compute_infer == Duration(3, 120 * MICRO)
+    assert found.compute_output == Duration(3, 9 * MICRO)
+    once = (Duration(1, 2 * MICRO), Duration(1, 40 * MICRO), Duration(1, 3 * MICRO))
+    assert found.batch_stats == tuple(BatchStatistics(rows, *once) for rows in (1, 4, 10))
+
+
+def test_a_version_that_never_ran_has_zeros() -> None:
+    found = inference_statistics("churn", "v1", Merged.from_dumps([]))
+    none = Duration(0, 0)
+    assert (found.last_inference, found.inference_count, found.execution_count) == (0, 0, 0)
+    assert {found.success, found.fail, found.queue, found.compute_infer} == {none}
+    assert found.batch_stats == ()
+
+
+def test_statistics_are_of_all_models_of_one_or_of_one_version(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(linear_matrix([1.0, 2.0]))
+    with turnout.open(tmp_path / "data") as hub:
+        for model, version in (("b", "v2"), ("b", "v1"), ("a", "v1")):
+            hub.register_version(model, version, tmp_path / "model.onnx")
+        hub.telemetry.runs("b", "v1").record(4, 1, 2, 3, 4)
+        of = [(one.model, one.version, one.inference_count) for one in hub.inference_statistics()]
+        assert of == [("a", "v1", 0), ("b", "v2", 0), ("b", "v1", 4)]
+        assert [one.version for one in hub.inference_statistics("b")] == ["v2", "v1"]
+        assert [one.execution_count for one in hub.inference_statistics("b", "v1")] == [1]
+        with pytest.raises(ModelNotFound, match="Model c not found"):
+            hub.inference_statistics("c")
+        with pytest.raises(VersionNotFound, match="Version v9 not found for model b"):
+            hub.inference_statistics("b", "v9")
+        with pytest.raises(InvalidRequest, match="model"):
+            hub.inference_statistics(version="v1")
