@@ -29,6 +29,7 @@ from turnout.domain import (
     Status,
     Test,
     Version,
+    VersionState,
 )
 from turnout.errors import TurnoutError
 from turnout.experiment.outcomes import Attributed, Outcome
@@ -70,6 +71,7 @@ __all__ = [
     "Turnout",
     "TurnoutError",
     "Version",
+    "VersionState",
     "__version__",
     "errors",
     "open",

@@ -19,6 +19,7 @@ TestStatus = Literal["running", "promoted", "stopped", "rolled_back"]
 OnError = Literal["fail", "skip"]
 ArenaExtend = Literal["next_power_of_two", "same_as_requested"]
 ConvSearch = Literal["exhaustive", "heuristic", "default"]
+LoadState = Literal["READY", "LOADING", "UNAVAILABLE"]
 
 REASONS: tuple[Reason, ...] = ("active", "test", "override", "pinned", "random", "fallback")
 MAX_NAME_BYTES = 200
@@ -29,21 +30,27 @@ PATH_WORDS = frozenset(
         "assignments",
         "batch",
         "compare",
+        "config",
         "distribution",
         "history",
+        "infer",
+        "load",
         "metrics",
         "overrides",
         "pause",
         "predict",
         "promote",
         "quality",
+        "ready",
         "receipts",
         "results",
         "resume",
         "rollback",
         "skip",
+        "stats",
         "test",
         "tests",
+        "unload",
         "versions",
     ]
 )
@@ -158,7 +165,10 @@ class Version(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, frozen=True):
-    """The mutable head of a model. `revision` rises by one with each change and is its ETag."""
+    """The mutable head of a model. `revision` rises by one with each change and is its ETag.
+
+    `kept` says that all of its versions stay loaded, also those that no traffic needs.
+    """
 
     name: str
     revision: int
@@ -170,6 +180,7 @@ class Model(msgspec.Struct, frozen=True):
     versions_registered: int = 0
     overrides: int = 0
     metrics: tuple[Metric, ...] = ()
+    kept: bool = False
 
 
 class Arm(msgspec.Struct, frozen=True):
@@ -277,6 +288,47 @@ class LiveStatistics(msgspec.Struct, frozen=True):
     p50: float | None
     p95: float | None
     p99: float | None
+
+
+class Duration(msgspec.Struct, frozen=True):
+    """How often something happened, and the nanoseconds of all of them together."""
+
+    count: int
+    ns: int
+
+
+class BatchStatistics(msgspec.Struct, frozen=True):
+    """The runs of a model on `batch_size` rows: before, in and after the model."""
+
+    batch_size: int
+    compute_input: Duration
+    compute_infer: Duration
+    compute_output: Duration
+
+
+class InferenceStatistics(msgspec.Struct, frozen=True):
+    """What a version has done since the counters began, in the words of the Open Inference Protocol.
+
+    `inference_count` are rows, `execution_count` runs of the model. `success` are answers, to each row of a batch one
+    with its share of the time, `fail` what failed, `queue` the requests that waited for their turn. The `compute_`
+    times are of runs; `batch_stats` has them by the number of rows, which rises: exactly for the 64 smallest, others
+    under the next power of two. `last_inference` is in Unix milliseconds, 0 for never.
+
+    Source: statistics extension of the protocol, `$model_stat`.
+    """
+
+    model: str
+    version: str
+    last_inference: int
+    inference_count: int
+    execution_count: int
+    success: Duration
+    fail: Duration
+    queue: Duration
+    compute_input: Duration
+    compute_infer: Duration
+    compute_output: Duration
+    batch_stats: tuple[BatchStatistics, ...]
 
 
 class Comparison(msgspec.Struct, frozen=True):
@@ -401,6 +453,19 @@ class Status(msgspec.Struct, frozen=True):
     data: str
     models: int
     workers: tuple[WorkerStatus, ...]
+
+
+class VersionState(msgspec.Struct, frozen=True):
+    """Whether a version is loaded wherever it may be asked for, and why it is not.
+
+    READY: every live worker has it. LOADING: workers are about to. UNAVAILABLE: it could not be loaded, or nothing has
+    asked for it. The words are those of the Open Inference Protocol, extension "model repository".
+    """
+
+    model: str
+    version: str
+    state: LoadState
+    reason: str = ""
 
 
 class Change(msgspec.Struct, frozen=True):

@@ -71,6 +71,7 @@ class Live:
         self._staged: dict[str, Version | None] = {}
         self._staging = ForkLock()
         self._retry_at = 0.0
+        self._on_its_way = False
         self._refreshing = ForkLock()
         self._preloading = ForkLock()
 
@@ -119,12 +120,17 @@ class Live:
                 self.trim()
             if not missing:
                 self.failing = False
-                return
+            if not self._eager or self._on_its_way or not self._missing(self.latest, routable_only=False):
+                return  # what loads now sees the latest before it ends
+            self._on_its_way = True
         threading.Thread(target=self._preload_anywhere, name="turnout-load", daemon=True).start()
 
     def _preload_anywhere(self) -> None:
         roam()
-        self.preload()
+        try:
+            self.preload()
+        finally:
+            self._on_its_way = False
 
     def preload(self) -> None:
         """Load what the latest generation wants and switch to it. Models that cannot load keep their old serving."""
@@ -137,13 +143,18 @@ class Live:
                         continue
                     self.failing = bool(failed)
                     self._install(target, failed)
+                    self._on_its_way = False
                     break
         self.trim()
 
-    def trim(self) -> None:
-        """Drop the sessions that nothing wants any more."""
+    def trim(self) -> bool:
+        """Drop the sessions that nothing wants any more; whether there were any."""
         servings = [*self.snapshot.models.values(), *self.latest.models.values()]
-        self.sessions.keep(serving.version(label) for serving in servings for label in serving.wanted)
+        told = [serving for serving in servings if serving.record.model.kept]
+        return self.sessions.keep(
+            (serving.version(label) for serving in servings for label in serving.wanted),
+            (lane.version for serving in told for lane in serving.lanes),
+        )
 
     def session(self, lane: Lane) -> Session:
         """The session of a lane, loaded now where it is not."""
@@ -266,11 +277,13 @@ class Live:
         return Snapshot(fresh.generation, models, unreadable)
 
     def _missing(self, snapshot: Snapshot, *, routable_only: bool) -> list[tuple[Serving, Version]]:
+        """What is not loaded, but of what no request may reach nothing that has failed to load: it would fail again."""
         return [
             (serving, serving.version(label))
             for serving in snapshot.models.values()
             for label in (serving.routable if routable_only else serving.wanted)
-            if self.sessions.get(serving.lanes[serving.index[label]].key) is None
+            if self.sessions.get(key := serving.lanes[serving.index[label]].key) is None
+            and (label in serving.routable or key not in self.sessions.failures)
         ]
 
     def _load_missing(self, target: Snapshot) -> frozenset[str]:

@@ -244,6 +244,19 @@ class Registry:
 
         return self._change(change)
 
+    def keep(self, model: str, author: Author, *, kept: bool) -> Committed:
+        """Say whether all versions of a model stay loaded; the value is its head. No change where it is so already."""
+
+        def change(r: Records) -> Committed:
+            head = r.model(model)
+            check_revision(head, author)
+            if head.kept == kept:
+                return Committed(head, head, r.generation)
+            committed = r.commit("load" if kept else "unload", author, head, replace(head, kept=kept), None)
+            return committed._replace(value=committed.model)
+
+        return self._change(change)
+
     def delete(self, model: str, label: str, author: Author, collect: Callable[[str], None]) -> Committed:
         """Delete a version; False if it is not there. `collect` removes the files of a digest that nothing uses.
 

@@ -201,10 +201,17 @@ class Runtime:
 
     def staged_requests(self) -> list[StageRequest]:
         """What live processes ask the workers to load."""
-        found = self._read(lambda t: _decoded(StageRequest, (value for _, value in t.scan("stage"))))
-        live = [request for request in found if self._locks.held(request.owner)]
+        live = self._requests()
         self._forget_answers({request.token for request in live})
         return live
+
+    def staging(self) -> frozenset[tuple[str, str]]:
+        """Model and version of what live processes ask the workers to load."""
+        return frozenset((request.model, request.version) for request in self._requests())
+
+    def _requests(self) -> list[StageRequest]:
+        found = self._read(lambda t: _decoded(StageRequest, (value for _, value in t.scan("stage"))))
+        return [request for request in found if self._locks.held(request.owner)]
 
     def answer_stage(self, token: str, worker: str, error: str | None) -> None:
         """Say that a worker has loaded the version, or why it cannot; nobody hears it when the stage is over."""

@@ -33,6 +33,7 @@ from turnout.domain import (
     Distribution,
     Feature,
     History,
+    InferenceStatistics,
     Model,
     OnError,
     Prediction,
@@ -61,6 +62,7 @@ from turnout.prediction import Predictor
 from turnout.probe import Probe, features_for, probe_file
 from turnout.records import Author, Committed
 from turnout.registry import Registry
+from turnout.repository import Repository
 from turnout.router import Ids, ModelRecord, Snapshot, Witness, check_entity, plan_of
 from turnout.runtime import Runtime
 from turnout.telemetry import Merged, Telemetry, fold, prometheus
@@ -78,7 +80,7 @@ class VersionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     options: SessionOptions = SessionOptions()
 
 
-class Turnout(Trials):
+class Turnout(Trials, Repository):
     """A data directory, opened: register, activate, split, predict, explain.
 
     Every verb that writes takes `actor` (default: the user of this process), `reason`, and `revision`: the revision
@@ -497,6 +499,27 @@ class Turnout(Trials):
             return Merged.from_dumps([self.telemetry.dump(), *self.runtime.statistics().values()])
         self._worker.flush()
         return Merged.from_dumps(self.runtime.statistics().values())
+
+    def inference_statistics(
+        self, model: str | None = None, version: str | None = None
+    ) -> list[InferenceStatistics]:
+        """What all versions, those of one model, or one version have done, as the Open Inference Protocol counts it.
+
+        By name of the model, then in order of registration. Raises ModelNotFound, VersionNotFound, and InvalidRequest
+        for a version without a model.
+        """
+        if model is None and version is not None:
+            raise InvalidRequest(f"expected a model with version {version}")
+        snapshot = self.live.current()
+        names = sorted(snapshot.models) if model is None else [model]
+        servings = [snapshot.serving(name) for name in names]
+        chosen = [
+            (serving.name, label)
+            for serving in servings
+            for label in (serving.labels if version is None else [serving.version(version).version])
+        ]
+        merged = self.statistics()
+        return [reports.inference_statistics(name, label, merged) for name, label in chosen]
 
     def metrics(self) -> bytes:
         """The statistics and the state of all workers in Prometheus's text format."""

@@ -33,6 +33,7 @@ class Sessions:
         self._on_demand = on_demand
         self._loaded: dict[str, Session] = {}
         self._kept: frozenset[str] = frozenset()
+        self._told: frozenset[str] = frozenset()
         self._staged: dict[str, int] = {}
         self._recent: OrderedDict[str, None] = OrderedDict()
         self._loading: dict[str, ForkLock] = {}
@@ -75,10 +76,17 @@ class Sessions:
             if key in self._recent:
                 self._recent.move_to_end(key)
 
-    def keep(self, versions: Iterable[Version]) -> None:
-        """Replace the set of versions that stay loaded, and drop what nobody wants any more."""
-        self._kept = frozenset(map(key_of, versions))
-        self._evict()
+    def keep(self, versions: Iterable[Version], told: Iterable[Version] = ()) -> bool:
+        """Replace the set of versions that stay loaded, and drop what nobody wants any more; whether anything went.
+
+        `told` are those that stay because somebody said so. Once they are wanted no more they go at once, and are not
+        counted among the last used ones.
+        """
+        kept, still = frozenset(map(key_of, versions)), frozenset(map(key_of, told))
+        with self._lock:
+            released = self._told - kept
+            self._kept, self._told = kept, still
+        return self._evict(released)
 
     def stage(self, version: Version) -> Session:
         """Load a version that a change is about to make routable; it stays until `unstage`."""
@@ -107,11 +115,12 @@ class Sessions:
             self._recent.clear()
         release_memory()
 
-    def _evict(self) -> None:
+    def _evict(self, released: Iterable[str] = ()) -> bool:
         with self._lock:
             wanted = self._kept | self._staged.keys()
-            spare = [key for key in self._recent if key not in wanted]
-            gone = spare[: max(0, len(spare) - self._on_demand)]
+            gone = [key for key in released if key in self._loaded and key not in wanted]
+            spare = [key for key in self._recent if key not in wanted and key not in gone]
+            gone += spare[: max(0, len(spare) - self._on_demand)]
             for key in gone:
                 self._recent.pop(key, None)
                 self._loaded.pop(key, None)
@@ -119,3 +128,4 @@ class Sessions:
             self.failures = {key: error for key, error in self.failures.items() if key in wanted}
         if gone:
             release_memory()
+        return bool(gone)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from turnout.changes import Changes
 from turnout.domain import Test
 from turnout.errors import InvalidMetric, InvalidRequest, TestNotFound
 from turnout.experiment.desk import Desk
@@ -16,31 +16,14 @@ from turnout.experiment.outcomes import Attributed, Outcome
 from turnout.experiment.receipts import Receipt
 from turnout.experiment.results import Results, VersionQuality
 from turnout.plans import Metric, check_metrics
-from turnout.records import Author, Committed
-from turnout.registry import Registry
+from turnout.records import Author
 from turnout.router import check_entity
 
 
-class Trials(ABC):
-    """The verbs about experiments. Whoever inherits it has a registry, a desk, and a way to make changes."""
+class Trials(Changes):
+    """The verbs about experiments. Whoever inherits it has a desk."""
 
-    registry: Registry
     desk: Desk
-
-    @abstractmethod
-    def _author(self, actor: str | None, reason: str, revision: int | None) -> Author:
-        """Who makes a change, checked."""
-
-    @abstractmethod
-    def _commit(
-        self,
-        write: Callable[[], Committed],
-        model: str | None = None,
-        versions: Sequence[str] = (),
-        *,
-        every: bool = False,
-    ) -> Any:  # noqa: ANN401
-        """Make a change and wait until all workers serve it."""
 
     def pause_test(
         self, model: str, *, actor: str | None = None, reason: str = "", revision: int | None = None

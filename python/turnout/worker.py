@@ -116,7 +116,7 @@ class Worker:
             self._wake.clear()
             if not self._guard(self._publish):
                 self._stopped.wait(FAULT_SECONDS)
-            self._guard(live.trim)
+            self._guard(self._trim)
         if now >= self._flush_at:
             self._flush_at = now + self._flush_seconds
             self._guard(self._flush)
@@ -125,6 +125,10 @@ class Worker:
         if self._live.stale():
             self._live.catch_up()
 
+    def _trim(self) -> None:
+        if self._live.trim():
+            self._wake.set()  # others shall see soon that it is gone
+
     def _stage(self) -> None:
         seen = self._registry.beacon[1]
         requests = {request.token: request for request in self._runtime.staged_requests()}
@@ -132,7 +136,7 @@ class Worker:
         if over:
             # First what these changes have made is wanted for itself; else it would be dropped, and loaded again.
             self._follow()
-            self._live.trim()
+            self._trim()
         for token in over:
             self._live.unstage(token)
         for token in requests.keys() - self._stages:
