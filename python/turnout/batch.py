@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from time import perf_counter_ns
+from time import perf_counter_ns, time_ns
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +24,9 @@ CHUNK_ROWS = 8192
 """Rows of one run: enough that its fixed cost is nothing, few enough that what it takes stays in the caches."""
 SHRINK_ROWS = 4096
 ALL_ROWS = 2**62
+MILLISECOND = 1_000_000
+HTTP_ERRORS = 500
+"""Statuses from here on say that a version has failed; those below that the request is to blame."""
 FALLBACK = REASONS.index("fallback")
 PINNED = REASONS.index("pinned")
 
@@ -48,6 +51,10 @@ class Work(Protocol):
 
     def pinned(self, version: int) -> Work:
         """The same rows, all of them for one version."""
+        ...
+
+    def blames(self, version: int, error: TurnoutError) -> TurnoutError:
+        """What the caller is told where a version failed: that error, or another one where the request is to blame."""
         ...
 
 
@@ -93,6 +100,11 @@ class Document:
         """Read once more, for one version."""
         return Document(self._prepare, self._body, self._job._replace(pinned=version, skip=True), self._most)
 
+    def blames(self, version: int, error: TurnoutError) -> TurnoutError:
+        """The version: what a row holds was checked against its features."""
+        del version
+        return error
+
 
 class Columns:
     """Rows of a table: packed chunk by chunk, when they are run."""
@@ -136,6 +148,11 @@ class Columns:
     def pinned(self, version: int) -> Columns:
         """The same table for one version."""
         return Columns(self._route, self._table, None, version, skip=True)
+
+    def blames(self, version: int, error: TurnoutError) -> TurnoutError:
+        """The version: what a row holds was checked against its features."""
+        del version
+        return error
 
 
 class BatchPredictor:
@@ -282,16 +299,27 @@ class _Run:
             after = perf_counter_ns()
             part = Part(version, rows, [_by_row(output, len(rows)) for output in outputs])
         except TurnoutError as error:
-            if len(rows) == 1 or not isinstance(error, PredictionFailed):
-                series.record_errors(len(rows))
-                said = f"version {lane.label} of model {self._serving.name}: {error.detail}"
-                return [], [(row, type(error)(said, row=row)) for row in rows.tolist()]
+            blamed = self._work.blames(version, error)
+            asked = blamed.status < HTTP_ERRORS
+            if asked or len(rows) == 1 or not isinstance(error, PredictionFailed):
+                if not asked:
+                    self._count_failures(version, len(rows), perf_counter_ns() - started)
+                said = f"version {lane.label} of model {self._serving.name}: {blamed.detail}"
+                return [], [(row, type(blamed)(said, row=row)) for row in rows.tolist()]
             half = len(rows) // 2
             first = self._answered(version, rows[:half], [array[:half] for array in inputs])
             second = self._answered(version, rows[half:], [array[half:] for array in inputs])
             return first[0] + second[0], first[1] + second[1]
-        series.record_rows(len(rows), perf_counter_ns() - started, after - before)
+        now = perf_counter_ns()
+        series.record_rows(len(rows), now - started, after - before)
+        runs = self._telemetry.runs(self._serving.name, lane.label)
+        runs.record(len(rows), before - started, after - before, now - after, time_ns() // MILLISECOND)
         return [part], []
+
+    def _count_failures(self, version: int, rows: int, nanoseconds: int) -> None:
+        name, label = self._serving.name, self._serving.lanes[version].label
+        self._telemetry.series(name, label, BATCH, "").record_errors(rows)
+        self._telemetry.runs(name, label).fail(nanoseconds)
 
     def _see(
         self, version: int, rows: Rows, outputs: Sequence[NDArray[Any]] | None, *, replaced: bool = False
@@ -317,10 +345,16 @@ class _Run:
             except TurnoutError as error:  # the caller hears of the version that the rows were routed to
                 log("error", "fallback_failed", model=serving.name, detail=error.detail)
         answered = {row for part in parts for row in part.rows.tolist()}
+        instead = np.isin(rows, list(answered))
+        asked = (
+            first.status < HTTP_ERRORS
+        )  # the request is to blame, but for rows that another version can answer
+        if asked and instead.any():
+            self._count_failures(version, int(instead.sum()), 0)
         if serving.lanes[version].watched:
-            instead = np.isin(rows, list(answered))
             self._see(version, rows[instead], None, replaced=True)
-            self._see(version, rows[~instead], None)
+            if not asked:
+                self._see(version, rows[~instead], None)
         left = [(row, error) for row, error in failed if row not in answered]
         if left and not self._skip:
             raise left[0][1]

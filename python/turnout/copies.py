@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turnout.affinity import step_back
+from turnout.dialects import Request
 from turnout.domain import REASONS
 from turnout.errors import TurnoutError
 from turnout.experiment.counts import ShadowCounts
@@ -24,7 +25,8 @@ from turnout.log import log
 from turnout.router import Serving, score_output
 
 WAITING = 256
-"""Copies that wait; what comes on top is dropped, and counted."""
+WAITING_BYTES = 64 * 1024**2
+"""Copies that wait, and what they hold; what comes on top is dropped, and counted."""
 REMEMBERED = 1 << 16
 CLOSE_ENOUGH = 1e-5
 """Values that differ by less, relative to the larger one, agree."""
@@ -55,7 +57,7 @@ class Copy(NamedTuple):
 
     serving: Serving
     copying: Copying
-    body: bytes
+    request: Request
     position: int
     outputs: list[NDArray[Any]]
     row: int
@@ -81,6 +83,7 @@ class Copies:
         self._live = live
         self._desk = desk
         self._queue: deque[Copy] = deque()
+        self._held = 0
         self._ready = threading.Event()
         self._lock = ForkLock()
         self._counts: dict[tuple[str, int], ShadowCounts] = {}
@@ -93,12 +96,13 @@ class Copies:
     def begin_anew(self) -> None:
         """In a forked child: what waits, and what was found, is its parent's; its thread is not here."""
         self._queue.clear()
+        self._held = 0
         self._counts, self._scores, self._thread = {}, {}, None
 
     def offer(
         self,
+        request: Request,
         serving: Serving,
-        body: bytes,
         position: int,
         reason: int,
         outputs: list[NDArray[Any]],
@@ -115,11 +119,13 @@ class Copies:
                 return
         elif reason != TEST or entity is None or (serving, entity) in self._scored:
             return
-        if len(self._queue) >= WAITING:
+        if len(self._queue) >= WAITING or self._held + request.size > WAITING_BYTES:
             with self._lock:
                 self._of(serving).dropped += bool(copying.share)
             return
-        self._queue.append(Copy(serving, copying, body, position, outputs, row, entity, nanoseconds))
+        with self._lock:
+            self._held += request.size
+        self._queue.append(Copy(serving, copying, request, position, outputs, row, entity, nanoseconds))
         if self._thread is None:
             self._start()
         self._ready.set()
@@ -140,6 +146,8 @@ class Copies:
         if not counts and not scores:
             return
         try:
+            if scores:
+                self._desk.exposures.flush()  # a score belongs to a unit, which its exposure makes
             self._desk.keep_copies(counts, scores)
         except TurnoutError:
             with self._lock:
@@ -169,12 +177,14 @@ class Copies:
                     self._one(copy)
                 except Exception as error:  # noqa: BLE001 - a copy may not end the thread
                     log("error", "copy_failed", model=copy.serving.name, detail=repr(error))
+                with self._lock:
+                    self._held -= copy.request.size
 
     def _one(self, copy: Copy) -> None:
         serving, lane = copy.serving, copy.serving.lanes[copy.copying.position]
         started = perf_counter_ns()
         try:
-            _, _, inputs, _ = serving.route.prepare(copy.body, copy.copying.position)
+            _, _, inputs, _ = copy.request.read(serving, copy.copying.position)
             session = self._live.session(lane)
             started = perf_counter_ns()
             outputs = session.run(inputs)
@@ -210,6 +220,8 @@ def score_at(serving: Serving, position: int, outputs: list[NDArray[Any]], row: 
     if index is None:
         return None
     output = outputs[index]
+    if output.ndim and row >= len(output):
+        return None
     values = np.atleast_1d(output[row] if output.ndim else output)
     if values.ndim != 1 or not values.size:
         return None

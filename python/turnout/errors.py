@@ -5,6 +5,7 @@ TurnoutError                    500 internal
 │   ├── InvalidName             400 invalid_name
 │   ├── InvalidSplit            400 invalid_split
 │   ├── InvalidFeatures         400 invalid_features
+│   ├── InvalidTensors          400 invalid_tensors
 │   ├── InvalidDocument         400 invalid_document
 │   ├── InvalidMetric           400 invalid_metric
 │   ├── InvalidPlan             400 invalid_plan
@@ -84,6 +85,12 @@ class InvalidFeatures(InvalidRequest):
     """Features that do not fit the schema of the version; `feature` names the first that does not."""
 
     code = "invalid_features"
+
+
+class InvalidTensors(InvalidRequest):
+    """Tensors that a version does not take, or that it fails on; `feature` names the first input that does not fit."""
+
+    code = "invalid_tensors"
 
 
 class InvalidDocument(InvalidRequest):
@@ -229,9 +236,10 @@ class DeadlineExceeded(TurnoutError):
 
 
 class PredictionFailed(TurnoutError):
-    """The model raised while it ran."""
+    """The model raised while it ran; `refused` says that the runtime finds fault with the inputs."""
 
     code = "prediction_failed"
+    refused = False
 
 
 class OutOfDeviceMemory(PredictionFailed):

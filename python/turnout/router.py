@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turnout import _core
+from turnout.contracts import DATATYPES, Contract
 from turnout.domain import REASONS, Assignment, Model, Runs, Test, Version
 from turnout.errors import InvalidRequest, ModelNotFound, NoActiveVersion, StorageError, VersionNotFound
 
@@ -34,11 +35,12 @@ class ModelRecord(NamedTuple):
 class Lane:
     """One version of a serving: the key of its session, and its statistics, made at first use.
 
-    `series` counts answers by index into REASONS, `queue` the time that requests waited for their turn. `watched` says
-    whether it is an arm of a running test that somebody takes notes of.
+    `series` counts answers by index into REASONS, `queue` the time that requests waited for their turn, `runs` runs of
+    the model. `contract` says which tensors it takes and gives. `watched` says whether it is an arm of a running test
+    that somebody takes notes of.
     """
 
-    __slots__ = ("key", "label", "queue", "series", "version", "watched")
+    __slots__ = ("contract", "key", "label", "queue", "runs", "series", "version", "watched")
 
     def __init__(self, version: Version, key: str) -> None:
         self.version = version
@@ -46,7 +48,17 @@ class Lane:
         self.key = key
         self.series: list[_core.Series | None] = [None] * len(REASONS)
         self.queue: _core.Series | None = None
+        self.runs: _core.Runs | None = None
+        self.contract: Contract | None = None
         self.watched = False
+
+
+def contract_of(lane: Lane) -> Contract:
+    """Which tensors the version of a lane takes and gives."""
+    contract = lane.contract
+    if contract is None:
+        contract = lane.contract = Contract(lane.version)
+    return contract
 
 
 class Witness(NamedTuple):
@@ -117,7 +129,7 @@ class Serving:
         self.routable = frozenset(routable(record))
         self.routable_lanes = tuple(self.lanes[self.index[label]] for label in sorted(self.routable))
         self.active_lane = None if active is None else self.lanes[self.index[active]]
-        self.wanted = self.routable | set(record.model.former)
+        self.wanted = self.routable.union(self.labels if record.model.kept else record.model.former)
 
     @property
     def name(self) -> str:
@@ -225,18 +237,18 @@ def routable(record: ModelRecord) -> Iterable[str]:
     yield from set(record.overrides.values())
 
 
-def plan_of(version: Version) -> _core.VersionPlan | None:
-    """How the version's features are packed; None where it takes free tensors."""
+def plan_of(version: Version) -> _core.VersionPlan:
+    """How the version's features are packed, unless it takes free tensors, and how its outputs are written."""
     signature = version.signature
-    if signature.layout == "tensors":
-        return None
+    free = signature.layout == "tensors"
     return _core.VersionPlan(
         version.version,
         signature.layout,
-        [NUMPY_TYPES.get(tensor.dtype, tensor.dtype) for tensor in signature.inputs],
+        [] if free else [NUMPY_TYPES.get(tensor.dtype, tensor.dtype) for tensor in signature.inputs],
         [(f.name, f.type, f.values, f.default, f.nullable) for f in version.features],
         [tensor.name for tensor in signature.outputs],
         score_output(version),
+        [DATATYPES[tensor.dtype] for tensor in signature.outputs],
     )
 
 

@@ -39,8 +39,7 @@ def shadowed(hub: Turnout, share: float = 1.0) -> None:
 
 def settled(hub: Turnout) -> Any:
     """What shadows did, once all copies have run."""
-    wait_for(lambda: not hub.copies._queue, 10, "an empty queue")
-    time.sleep(0.1)
+    wait_for(lambda: not hub.copies._held, 10, "nothing left to run")
     hub.copies.flush()
     return hub.results("m").shadow
 

@@ -17,6 +17,7 @@ from models import linear_matrix
 from turnout.api.asgi import Gone
 from turnout.api.queues import Burst, Queue, Waiting
 from turnout.config import Settings
+from turnout.dialects import Row
 from turnout.errors import DeadlineExceeded, PredictionFailed, TooManyRequests
 from turnout.prediction import Answer, Ticket
 from turnout.service import Turnout
@@ -75,7 +76,7 @@ def body(a: float, b: float = 0) -> bytes:
 
 
 def ticket(hub: Turnout, a: float, b: float = 0) -> Ticket:
-    return hub.predictor.admit(MODEL, None, body(a, b))
+    return hub.predictor.admit(MODEL, None, Row(body(a, b)))
 
 
 def score(answer: Answer) -> float:
