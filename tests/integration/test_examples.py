@@ -1,4 +1,4 @@
-"""examples/canary.py, examples/experiment.py and the commands of the quickstart, against real servers."""
+"""examples/canary.py, examples/experiment.py, examples/inference.py and the commands of the quickstart, against real servers."""
 
 from __future__ import annotations
 
@@ -137,3 +137,11 @@ def test_the_commands_of_the_quickstart_work(server: Server, tmp_path: Path) -> 
     history = server.client.get("/v1/models/churn/history").json()
     actions = ["register", "register", "activate", "configure_test", "promote", "rollback"]
     assert [event["action"] for event in history["events"]] == actions
+
+
+def test_a_client_of_the_open_inference_protocol_asks_for_two_customers(server: Server) -> None:
+    server.release("asked", "v1.0", constant_label(1))
+    command = [sys.executable, ROOT / "examples" / "inference.py", server.url, "asked", "a", "b"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"(?m)(^[ab]: v1\.0 \(active\): label 1.*\n){2}", done.stdout)

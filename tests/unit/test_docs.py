@@ -80,7 +80,8 @@ def routes(app: Litestar) -> set[str]:
 def test_every_route_is_documented(hub: turnout.Turnout) -> None:
     found = routes(application(hub))
     assert {"POST /v1/models/{model}/predict", "DELETE /v1/models/{model}/test", "GET /metrics"} <= found
-    documented = set(re.findall(r"`((?:GET|POST|PUT|DELETE) /[^`\s]*)`", text("docs/http.md")))
+    pages = text("docs/http.md") + text("docs/inference.md")
+    documented = set(re.findall(r"`((?:GET|POST|PUT|DELETE) /[^`\s]*)`", pages))
     assert documented - {"GET /schema/openapi.json"} == found
 
 

@@ -15,6 +15,7 @@ import pytest
 from turnout.api import intake
 from turnout.api.front import Front
 from turnout.config import Settings
+from turnout.dialects import Row
 
 Messages = list[dict[str, Any]]
 
@@ -44,10 +45,10 @@ class Hub:
     def serving(self, model: str) -> None:
         return None
 
-    def admit(self, model: str, version: str | None, body: bytes) -> Ticket:
+    def admit(self, model: str, version: str | None, request: Row) -> Ticket:
         return Ticket(
-            (model, version, body),
-            None if model == "slow" else SimpleNamespace(inline=True, max_delay_us=0),
+            (model, version, request.body),
+            None if model == "slow" else SimpleNamespace(inline=True, max_delay_us=0, max_batch_rows=1),
         )
 
     def respond(self, ticket: Ticket) -> tuple[int, bytes]:

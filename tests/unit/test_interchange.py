@@ -114,6 +114,7 @@ def here(places):
     registry.configure_test("churn", {"v2": 0.5, "v3": 0.5}, None, ME)
     registry.set_override("churn", "", "v1", ME)
     registry.set_override("churn", "user-1", "v3", ME)
+    registry.keep("churn", ME, kept=True)
     return place
 
 
@@ -137,6 +138,14 @@ def test_an_archive_round_trips_exactly(here, places):
     assert there.leftovers() == []
     for stored in there.registry.versions("churn"):
         there.artifacts.verify(stored.artifact)
+
+
+def test_an_export_of_a_release_that_kept_nothing_is_taken(here, places):
+    document, there = here.export(), places()
+    there.take(here.archive())
+    assert [model["model"].pop("kept") for model in document["models"]] == [True, False]
+    there.take(document)
+    assert [model.kept for model in there.registry.models()] == [False, False]
 
 
 def test_an_import_is_an_event_and_the_same_again_is_none(here, places):

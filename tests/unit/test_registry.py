@@ -11,6 +11,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -33,6 +34,7 @@ from turnout.errors import (
 )
 from turnout.records import Author
 from turnout.registry import Registry
+from turnout.store import key
 from turnout.transitions import MAX_OVERRIDES
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -391,6 +393,7 @@ VERBS = {
     "stop_test": lambda r, a: r.stop_test("churn", a),
     "set_override": lambda r, a: r.set_override("churn", "e", "v2", a),
     "delete_override": lambda r, a: r.delete_override("churn", "held", a),
+    "load": lambda r, a: r.keep("churn", a, kept=True),
 }
 
 
@@ -413,6 +416,30 @@ def test_every_change_is_one_event_one_generation_and_one_revision(churn, action
     assert (event.actor, event.action, event.model, event.reason) == ("bob", action, "churn", "good reasons")
     assert event.before["revision"] == before.revision
     assert event.after["revision"] == before.revision + 1
+
+
+def test_what_is_kept_is_said_once_and_unsaid_once(churn):
+    before = churn.model("churn")
+    assert not before.kept
+    assert churn.keep("churn", ME, kept=False).value == before
+    kept = churn.keep("churn", ME, kept=True).value
+    assert kept == churn.model("churn") == replace(before, kept=True, revision=before.revision + 1)
+    assert churn.keep("churn", ME, kept=True).value == kept
+    assert churn.keep("churn", ME, kept=False).value == replace(before, revision=before.revision + 2)
+    assert [event.action for event in churn.audit(after=4)] == ["load", "unload"]
+    with pytest.raises(ModelNotFound):
+        churn.keep("nope", ME, kept=True)
+
+
+def test_a_model_of_an_older_release_is_not_kept(churn):
+    def older(r):
+        record = msgspec.to_builtins(r.model("churn"))
+        assert record.pop("kept") is False
+        r._t.put(key("model", "churn"), msgspec.json.encode(record))
+
+    before = churn.model("churn")
+    churn.rewrite(older)
+    assert churn.model("churn") == before
 
 
 def test_the_log_is_read_in_parts_and_by_model(churn):

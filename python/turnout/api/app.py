@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import unquote
 
-from litestar import Litestar
+from litestar import Litestar, Request, Response
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
@@ -20,9 +20,12 @@ from turnout.api import experiments, models, ops, predict, registry, tests, vers
 from turnout.api.front import Front
 from turnout.api.predictions import check_json
 from turnout.api.problems import of_anything, of_litestar, of_turnout, of_unreadable
+from turnout.api.v2 import errors, routes
 from turnout.api.writes import author
 from turnout.errors import InvalidRequest, TurnoutError, UnsupportedMediaType
 from turnout.service import Turnout
+
+Handler = Callable[[Request[Any, Any, Any], Any], Response[bytes]]
 
 ADMIN_THREADS = 32
 """A change may wait for a minute until all workers have loaded a version; this many wait beside each other."""
@@ -70,6 +73,7 @@ def application(
             *experiments.ROUTES,
             *registry.ROUTES,
             *ops.ROUTES,
+            *routes.ROUTES,
         ],
         dependencies={
             "hub": Provide(lambda: hub, use_cache=True, sync_to_thread=False),
@@ -77,11 +81,11 @@ def application(
         },
         middleware=[named, json_only],
         exception_handlers={
-            TurnoutError: of_turnout,
-            HTTPException: of_litestar,
+            TurnoutError: in_dialect(of_turnout, errors.of_turnout),
+            HTTPException: in_dialect(of_litestar, errors.of_litestar),
             RecursionError: of_unreadable,
             UnicodeDecodeError: of_unreadable,
-            Exception: of_anything,
+            Exception: in_dialect(of_anything, errors.of_anything),
         },
         on_startup=on_startup,
         on_shutdown=on_shutdown,
@@ -96,6 +100,17 @@ def application(
         request_max_body_size=hub.settings.max_body_bytes,
         logging_config=None,
     )
+
+
+def in_dialect(ours: Handler, protocols: Handler) -> Handler:
+    """How an error is answered: in our form, and in its own where the Open Inference Protocol is spoken."""
+
+    def answer(request: Request[Any, Any, Any], error: Any) -> Response[bytes]:  # noqa: ANN401
+        path = request.scope["path"]
+        spoken = path == "/v2" or path.startswith("/v2/")
+        return (protocols if spoken else ours)(request, error)
+
+    return answer
 
 
 def named(app: ASGIApp) -> ASGIApp:
@@ -124,7 +139,7 @@ def json_only(app: ASGIApp) -> ASGIApp:
         if (
             scope["type"] == "http"
             and scope["method"] == "POST"
-            and not scope["path"].startswith("/v1/registry/")
+            and not scope["path"].startswith(("/v1/registry/", "/v2/"))
         ):
             headers = dict(scope["headers"])
             kind = headers.get(b"content-type")

@@ -9,7 +9,7 @@ import msgspec
 
 from turnout.api.paths import Target
 from turnout.api.patience import BODY_SECONDS
-from turnout.api.problems import MEDIA_TYPE, Problem, plain, unexpected
+from turnout.api.problems import MEDIA_TYPE, plain, unexpected
 from turnout.errors import PayloadTooLarge, TurnoutError, problem
 from turnout.service import Turnout
 
@@ -108,17 +108,17 @@ async def refuse(
     hub: Turnout, error: Exception, target: Target, identity: bytes, send: Send, *headers: tuple[bytes, bytes]
 ) -> None:
     """Answer with a problem document, and count it. What is still to come of the body is not read."""
-    document = _document_of(error, target, identity)
-    found: dict[str, Any] = document if isinstance(document, dict) else msgspec.to_builtins(document)
+    found = problem_of(error, target, identity)
     hub.telemetry.reject(found["code"])
     await send(start(found["status"], [PROBLEM, (b"x-request-id", identity), *headers]))
     await send(body(msgspec.json.encode(found)))
 
 
-def _document_of(error: Exception, target: Target, identity: bytes) -> Problem | dict[str, Any]:
+def problem_of(error: Exception, target: Target, identity: bytes) -> dict[str, Any]:
     """What went wrong on the way of a prediction or a batch, as a problem document."""
     if isinstance(error, TurnoutError):
         return problem(error)
     if isinstance(error, TimeoutError):
-        return plain(408, str(error) or f"expected the whole body within {BODY_SECONDS:g} seconds")
-    return unexpected(error, request_id=identity.decode(), model=target[0])
+        late = str(error) or f"expected the whole body within {BODY_SECONDS:g} seconds"
+        return msgspec.to_builtins(plain(408, late))
+    return msgspec.to_builtins(unexpected(error, request_id=identity.decode(), model=target[0]))

@@ -55,8 +55,8 @@ class Order:
         return [*found, (b"content-encoding", packing)] if packing else found
 
 
-class _Slot:
-    """The place of one batch among those that are answered at once; free when the last of its answer is on its way.
+class Slot:
+    """The place of a batch, or of a large body, among those that are answered at once; free when the last of its answer is on its way.
 
     `read` says whether the whole body was read.
     """
@@ -95,11 +95,11 @@ class Bulk:
         send: Send,
     ) -> None:
         """Answer a batch (ASGI)."""
-        if self.in_flight >= self._most:
-            full = f"{self._most} batches are being answered on this worker, as many as may be; try again"
-            await refuse(self._hub, TooManyRequests(full), target, identity, send, RETRY, CLOSE)
+        try:
+            slot = self.slot()
+        except TooManyRequests as error:
+            await refuse(self._hub, error, target, identity, send, RETRY, CLOSE)
             return
-        slot = _Slot(self)
         try:
             order = Order(target, query, headers)
             if order.kind == JSON or 0 <= order.length <= SMALL_BYTES:
@@ -112,10 +112,18 @@ class Bulk:
             slot.free()
             more: Headers = [] if slot.read else [CLOSE]
             if isinstance(error, UnsupportedMediaType):
-                more.append((b"accept-encoding", b"gzip, zstd"))
+                more.append((b"accept-encoding", b"gzip, deflate, zstd"))
             await refuse(self._hub, error, target, identity, send, *more)
         finally:
             slot.free()
+
+    def slot(self) -> Slot:
+        """A place among those that are answered at once. Raises TooManyRequests."""
+        if self.in_flight >= self._most:
+            raise TooManyRequests(
+                f"{self._most} batches are being answered on this worker, as many as may be; try again"
+            )
+        return Slot(self)
 
     # --- in one piece -------------------------------------------------------------------------------------------
 
@@ -124,7 +132,7 @@ class Bulk:
         order: Order,
         headers: dict[bytes, bytes],
         identity: bytes,
-        slot: _Slot,
+        slot: Slot,
         receive: Receive,
         send: Send,
     ) -> None:
@@ -179,7 +187,7 @@ class Bulk:
 
     # --- while it arrives ---------------------------------------------------------------------------------------
 
-    async def _stream(self, order: Order, identity: bytes, slot: _Slot, receive: Receive, send: Send) -> None:
+    async def _stream(self, order: Order, identity: bytes, slot: Slot, receive: Receive, send: Send) -> None:
         if order.length > self._stream_bytes:
             raise too_large(self._stream_bytes, order.length, "max_stream_bytes")
         intake = Intake()

@@ -1,4 +1,4 @@
-"""What stands before Litestar: it answers predictions itself, hands batches to `Bulk`, and passes the rest on.
+"""What stands before Litestar: it answers predictions and inferences itself, hands batches to `Bulk`, and the rest on.
 
 It speaks RSGI, by which `turnout serve` runs it on Granian, and ASGI, for other servers and for tests. A prediction has
 a way of its own through either, without middleware, dependency injection or a response object: see benches/README.md.
@@ -12,7 +12,7 @@ import os
 from collections.abc import Awaitable
 from functools import partial
 from time import perf_counter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from granian.rsgi import ProtocolClosed  # pyright: ignore[reportPrivateImportUsage]
 
@@ -37,6 +37,8 @@ from turnout.api.bulk import Bulk
 from turnout.api.paths import Target, encoded, target_of
 from turnout.api.predictions import Predictions, wishes_of
 from turnout.api.rsgi import Exchange, Lifespan
+from turnout.api.v2.errors import refusal
+from turnout.api.v2.infer import Inferences
 from turnout.errors import InvalidRequest, PayloadTooLarge, TooManyRequests
 from turnout.log import log
 from turnout.service import Turnout
@@ -50,6 +52,14 @@ RSGI_JSON: Final = (JSON[0].decode(), JSON[1].decode())
 RSGI_PROBLEM: Final = (PROBLEM[0].decode(), PROBLEM[1].decode())
 
 
+class Place(NamedTuple):
+    """Where a path leads: to which model and version, in which dialect, and the bytes that a body may have."""
+
+    target: Target
+    infers: bool
+    most: int
+
+
 class Front:
     """Predictions inline, the rest through `app`.
 
@@ -61,10 +71,11 @@ class Front:
     def __init__(self, app: App, hub: Turnout) -> None:
         self.predictions = Predictions(hub)
         self.bulk = Bulk(hub)
+        self.inferences = Inferences(hub, self.predictions, self.bulk)
         self._app = app
         self._hub = hub
         self._max_body = hub.settings.max_body_bytes
-        self._targets: dict[str | bytes, Target] = {}
+        self._places: dict[str | bytes, Place] = {}
         self._ids = itertools.count(1)
         self._id_prefix = os.urandom(6).hex()
         self._lifespan = Lifespan(self)
@@ -83,18 +94,21 @@ class Front:
         """Answer one request (RSGI 1.6)."""
         if scope.method == "POST":
             path = scope.path
-            target = self._targets.get(path) or self._target(path, encoded(path))
-            if target is not None:
+            place = self._places.get(path) or self._place(path, encoded(path))
+            if place is not None:
                 headers = scope.headers
                 length = headers.get("content-length")
                 # What is too long, or of unknown length, or one too many goes a way with more care for its body.
                 if (
                     length is not None
                     and length.isdigit()
-                    and int(length) <= self._max_body
+                    and int(length) <= place.most
                     and self.predictions.in_flight < self.predictions.limit
                 ):
-                    return self._predict_rsgi(target, scope, headers, protocol)
+                    if place.infers:
+                        identity = self._identity(headers.get("x-request-id"))
+                        return self.inferences.rsgi(place.target, headers, int(length), protocol, identity)
+                    return self._predict_rsgi(place.target, scope, headers, protocol)
         return self._bridge(scope, protocol)
 
     async def _predict_rsgi(self, target: Target, scope: Any, headers: Any, protocol: Any) -> None:  # noqa: ANN401
@@ -131,8 +145,12 @@ class Front:
         try:
             if "x-actor" in headers and headers.get("x-actor") is None:
                 error = InvalidRequest("X-Actor: expected ASCII, with other characters percent-encoded")
-                identity = self._identity(headers.get("x-request-id")).encode()
-                await refuse(self._hub, error, ("", None), identity, exchange.send)
+                identity = self._identity(headers.get("x-request-id"))
+                if scope.path.startswith("/v2/"):
+                    status, sent, answer = refusal(self._hub, error, ("", None), identity)
+                    protocol.response_bytes(status, [*sent, ("x-request-id", identity)], answer)
+                else:
+                    await refuse(self._hub, error, ("", None), identity.encode(), exchange.send)
             else:
                 await self(exchange.scope, exchange.receive, exchange.send)
         except Gone:
@@ -152,9 +170,10 @@ class Front:
         identity = self._identity(None if given is None else given.decode("latin-1")).encode()
         if scope["method"] == "POST":
             path = scope["raw_path"]
-            target = self._targets.get(path) or self._target(path, path)
-            if target is not None:
-                await self._predict(target, headers, identity, receive, send)
+            place = self._places.get(path) or self._place(path, path)
+            if place is not None:
+                answer = self.inferences.asgi if place.infers else self._predict
+                await answer(place.target, headers, identity, receive, send)
                 return
             target = target_of(path, b"batch")
             if target is not None:
@@ -203,14 +222,17 @@ class Front:
 
     # --- both ---------------------------------------------------------------------------------------------------
 
-    def _target(self, key: str | bytes, path: bytes) -> Target | None:
-        """Model and version of a prediction's path, remembered under the path as it came; None for any other path."""
+    def _place(self, key: str | bytes, path: bytes) -> Place | None:
+        """Where a prediction's path leads, remembered under the path as it came; None for any other path."""
         target = target_of(path, b"predict")
-        if target is not None and len(path) <= KNOWN_PATH_BYTES:
-            if len(self._targets) >= KNOWN_PATHS:
-                self._targets.clear()
-            self._targets[key] = target
-        return target
+        place = None if target is None else Place(target, infers=False, most=self._max_body)
+        if place is None and (target := target_of(path.removesuffix(b"/"), b"infer", b"v2")) is not None:
+            place = Place(target, infers=True, most=self.inferences.most)
+        if place is not None and len(path) <= KNOWN_PATH_BYTES:
+            if len(self._places) >= KNOWN_PATHS:
+                self._places.clear()
+            self._places[key] = place
+        return place
 
     async def _pass_on(self, scope: Message, identity: bytes, receive: Receive, send: Send) -> None:
         """Let Litestar answer, with the path as it came, and our request id on the answer."""

@@ -30,15 +30,16 @@ class Parts:
     """A body that is here already."""
 
     def __init__(self, parts: list[bytes]) -> None:
-        self._parts = deque(parts)
+        self._parts: deque[bytes | memoryview] = deque(parts)
 
     def read1(self, size: int = -1, /) -> bytes:
         """At most `size` bytes; none at the end."""
         part = self._parts.popleft() if self._parts else b""
         if 0 <= size < len(part):
-            self._parts.appendleft(part[size:])
-            return part[:size]
-        return part
+            rest = memoryview(part)
+            self._parts.appendleft(rest[size:])
+            part = rest[:size]
+        return bytes(part)
 
 
 class Intake:

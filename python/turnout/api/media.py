@@ -18,11 +18,12 @@ else:
 
 ANSWERS = {JSON: (JSON, LINES, ARROW), LINES: (LINES, ARROW), ARROW: (ARROW, LINES)}
 """For each media type of a request those that its answer may have, the usual one first."""
-CODINGS = (b"zstd", b"gzip")
+CODINGS = (b"zstd", b"gzip", b"deflate")
 WINDOW_LOG = 23
 """8 MiB: what a decoder of the content coding has to support at least and may refuse beyond (RFC 9659, section 3)."""
 GZIP_WINDOW = 31
 FAST = 1
+READ_BYTES = 1 << 16
 
 
 def kind_of(header: bytes | None) -> str:
@@ -46,10 +47,10 @@ def answer_kind(given: str, header: bytes | None) -> str:
     return best
 
 
-def answer_coding(header: bytes | None) -> bytes | None:
-    """The coding of the answer: the one that the client likes best, and none unless it names one."""
+def answer_coding(header: bytes | None, codings: tuple[bytes, ...] = CODINGS) -> bytes | None:
+    """The coding of the answer: of these the one that the client likes best, and none unless it names one."""
     wanted = dict(_preferences(header or b""))
-    found = [coding for coding in CODINGS if wanted.get(coding, 0.0) > 0]
+    found = [coding for coding in codings if wanted.get(coding, 0.0) > 0]
     best = max(found, key=lambda coding: wanted[coding], default=None)
     return best if best is not None and wanted[best] >= wanted.get(b"identity", 0.0) else None
 
@@ -89,11 +90,13 @@ def decoded(body: Body, header: bytes | None) -> Body:
         return body
     if coding in {b"gzip", b"x-gzip"}:
         return _Decoded(gzip.GzipFile(fileobj=_File(body)), "gzip")  # type: ignore[arg-type]
+    if coding == b"deflate":
+        return _Decoded(_Inflated(body), "deflate")
     if coding == b"zstd":
         options = {zstd.DecompressionParameter.window_log_max: WINDOW_LOG}
         return _Decoded(zstd.ZstdFile(_File(body), options=options), "zstd")  # type: ignore[arg-type]
     shown = coding.decode("latin-1")[:60]
-    raise UnsupportedMediaType(f"expected Content-Encoding gzip, zstd or identity, found {shown!r}")
+    raise UnsupportedMediaType(f"expected Content-Encoding gzip, deflate, zstd or identity, found {shown!r}")
 
 
 class _File:
@@ -101,6 +104,27 @@ class _File:
 
     def __init__(self, body: Body) -> None:
         self.read = body.read1
+
+
+class _Inflated:
+    """The content coding `deflate`, which is the format of zlib (RFC 9110, section 8.4.1.2)."""
+
+    def __init__(self, body: Body) -> None:
+        self._body = body
+        self._inner = zlib.decompressobj()
+
+    def read1(self, size: int = -1, /) -> bytes:
+        """At most `size` bytes. Raises EOFError where the body ends before its coding does."""
+        most = size if size > 0 else READ_BYTES
+        while not self._inner.eof:
+            content = self._inner.unconsumed_tail or self._body.read1(most)
+            if part := self._inner.decompress(content, most):
+                return part
+            if not content and not self._inner.eof:
+                raise EOFError("it ends too early")
+        if self._inner.unused_data or self._body.read1(1):
+            raise EOFError("more follows behind its end")
+        return b""
 
 
 class _Decoded:
@@ -132,8 +156,8 @@ class Encoder(Protocol):
 
 def encoder(coding: bytes | None) -> Encoder:
     """The encoder of a coding; quick ones, as a batch is large and its client near."""
-    if coding == b"gzip":
-        return _Gzip()
+    if coding in {b"gzip", b"deflate"}:
+        return _Deflated(GZIP_WINDOW if coding == b"gzip" else zlib.MAX_WBITS)
     return _Zstd() if coding == b"zstd" else _Identity()
 
 
@@ -145,9 +169,9 @@ class _Identity:
         return b""
 
 
-class _Gzip:
-    def __init__(self) -> None:
-        self._inner = zlib.compressobj(FAST, wbits=GZIP_WINDOW)
+class _Deflated:
+    def __init__(self, window: int) -> None:
+        self._inner = zlib.compressobj(FAST, wbits=window)
 
     def add(self, part: Buffer) -> Buffer:
         return self._inner.compress(part) + self._inner.flush(zlib.Z_SYNC_FLUSH)

@@ -11,23 +11,25 @@ Target = tuple[str, str | None]
 REPLACEMENT = "\ufffd"
 """What a decoder puts for bytes that are no UTF-8; no name has it."""
 NAMED = re.compile(
-    "/v1/models/(?P<model>[^/].*?)(?P<rest>"
+    "/v1/models/(?P<model>[^/].*?)("
     "(/activate|/batch|/compare|/distribution|/history|/metrics|/overrides|/predict|/quality|/rollback|/tests?"
     "|/test/(approve|pause|promote|results|resume|skip)|/versions)?"
     "|/(assignments|overrides|receipts)/(?P<entity>.+)"
     "|/versions/(?P<version>[^/].*?)(/batch|/predict)?"
     ")/?"
-    "|/v1/entities/(?P<whom>.+)",
+    "|/v1/entities/(?P<whom>.+)"
+    "|/v2/models/(?P<served>[^/].*?)(/versions/(?P<label>[^/].*?))?(/config|/infer|/ready|/stats)?/?"
+    "|/v2/repository/models/(?P<stored>[^/].*?)/(load|unload)/?",
     re.DOTALL,
 )
 """The paths with names. A name may have slashes but no word of these between them (`turnout.domain.check_name`), so
 that the shortest model which leaves one of these behind it is the one that was meant."""
 
 
-def target_of(path: bytes, verb: bytes) -> Target | None:
+def target_of(path: bytes, verb: bytes, api: bytes = b"v1") -> Target | None:
     """Model and version of a path that ends in a verb, percent-encoded as it came; None for any other path."""
     parts = path.split(b"/")
-    if len(parts) not in {5, 7} or parts[:3] != [b"", b"v1", b"models"] or parts[-1] != verb:
+    if len(parts) not in {5, 7} or parts[:3] != [b"", api, b"models"] or parts[-1] != verb:
         return None
     if len(parts) == 7 and parts[4] != b"versions":
         return None
@@ -46,7 +48,7 @@ def encoded(path: str) -> bytes:
         return _quoted(path, safe="/")
     written = bytearray()
     end = 0
-    for name in ("model", "entity", "version", "whom"):
+    for name in NAMED.groupindex:
         if match[name] is not None:
             written += path[end : match.start(name)].encode() + _quoted(match[name], safe="")
             end = match.end(name)

@@ -19,10 +19,15 @@ class Patience:
         self._waiting: set[asyncio.Task[Any]] = set()
         self._before: set[asyncio.Task[Any]] = set()
         self._late: set[asyncio.Task[Any]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def wait(self, body: Awaitable[bytes]) -> bytes:
         """The body. Raises TimeoutError where it takes too long."""
-        task = asyncio.current_task()
+        task = None if self._loop is None else asyncio.current_task(self._loop)
+        if task is None:
+            # Which loop runs is asked once: CPython asks the kernel for the process id each time that it is asked.
+            self._loop = asyncio.get_running_loop()
+            task = asyncio.current_task(self._loop)
         assert task is not None  # noqa: S101 - a coroutine that runs has a task
         self._waiting.add(task)
         try:

@@ -13,7 +13,8 @@ from turnout.affinity import cores
 from turnout.api.asgi import Gone
 from turnout.api.paths import Target
 from turnout.api.patience import Patience
-from turnout.api.queues import URGENCY, Burst, Queue, Reply, Waiting
+from turnout.api.queues import URGENCY, Burst, Joint, Queue, Reply, Waiting
+from turnout.dialects import Request, Row
 from turnout.engine import Session
 from turnout.errors import InvalidRequest, TooManyRequests, TurnoutError, UnsupportedMediaType
 from turnout.log import log
@@ -67,22 +68,32 @@ class Predictions:
                 await burst.put(content, reply)
                 return None
         if len(content) > INLINE_BYTES:
-            return await self._in_pool(lambda: predictor.predict_bytes(*target, content), disconnect)
+            return await self.in_pool(lambda: predictor.predict_bytes(*target, content), disconnect)
+        return await self.answer_request(target, Row(content), wishes, disconnect)
+
+    async def answer_request(
+        self, target: Target, request: Request, wishes: Wishes, disconnect: Disconnect
+    ) -> Answer:
+        """Status and body of the answer to a request that is here: now, in a thread, or when its turn comes."""
+        predictor = self._predictor
         try:
-            ticket = predictor.admit(*target, content)
+            ticket = predictor.admit(*target, request)
         except TurnoutError as error:
-            return predictor.refusal(error)
+            return predictor.refusal(request, error)
         session = ticket.session
         if session is None:
-            return await self._in_pool(lambda: predictor.respond(ticket), disconnect)
-        if session.inline and not session.max_delay_us:
+            return await self.in_pool(lambda: predictor.respond(ticket), disconnect)
+        if session.inline and not session.max_delay_us and self._short(session, request):
+            if self.in_flight > 1 and request.rows < session.max_batch_rows:
+                joint = session.joint or self._joint(session)
+                return await joint.put(ticket)
             return predictor.respond(ticket)
         queue = session.queue or self._queue(session)
         return await self._until_gone(queue, queue.put(ticket, wishes.urgency, wishes.seconds), disconnect)
 
     async def _until_gone(self, queue: Queue, waiting: Waiting, disconnect: Disconnect) -> Answer:
         """Wait for an answer. If the client goes before its turn comes, the request leaves the queue."""
-        gone = asyncio.ensure_future(_end_of(disconnect))
+        gone = asyncio.ensure_future(until(disconnect))
         gone.add_done_callback(lambda _: queue.leave(waiting, Gone()))
         try:
             # One that runs can not be stopped: it keeps its place until it ends, whether somebody listens or not.
@@ -100,6 +111,16 @@ class Predictions:
             serving.burst = Burst(serving, self._predictor, most) if most > 1 else False
         return serving.burst or None
 
+    def _short(self, session: Session, request: Request) -> bool:
+        """Whether a request may hold up the event loop while it is run and its answer written."""
+        if request.size > INLINE_BYTES:
+            return False
+        return request.weight <= 1 or session.seconds(request.weight) <= self._hub.settings.inline_seconds
+
+    def _joint(self, session: Session) -> Joint:
+        session.joint = Joint(session, self._predictor)
+        return session.joint
+
     def _queue(self, session: Session) -> Queue:
         settings = self._hub.settings
         slots = settings.pool_threads
@@ -112,11 +133,11 @@ class Predictions:
         )
         return session.queue
 
-    async def _in_pool(self, work: Callable[[], Answer], disconnect: Disconnect) -> Answer:
+    async def in_pool(self, work: Callable[[], Answer], disconnect: Disconnect) -> Answer:
         """Run in a thread. If the client goes while the job waits for one, the job is dropped."""
         job = self._hub.pool.submit(work)
         answer = asyncio.wrap_future(job)
-        gone = asyncio.ensure_future(_end_of(disconnect))
+        gone = asyncio.ensure_future(until(disconnect))
         try:
             await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done() and job.cancel():
@@ -170,5 +191,6 @@ def wishes_of(kind: str | None, priority: str | None, timeout: str | None) -> Wi
     return Wishes(kind, urgency, seconds)
 
 
-async def _end_of(disconnect: Disconnect) -> None:
+async def until(disconnect: Disconnect) -> None:
+    """Wait until a client is gone."""
     await disconnect()

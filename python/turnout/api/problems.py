@@ -77,7 +77,7 @@ def of_litestar(request: Request[Any, Any, Any], error: HTTPException) -> Respon
     """Answer an error that Litestar found: no such route, a method that is not allowed, a body that does not fit."""
     if error.status_code >= 500:
         return of_anything(request, error)
-    document = plain(error.status_code, _told(request, error))
+    document = plain(error.status_code, told(request, error))
     return _response(msgspec.json.encode(document), document.status, dict(error.headers or {}))
 
 
@@ -103,7 +103,7 @@ def seen(request: Request[Any, Any, Any]) -> dict[str, str]:
     return {"request_id": identity, "method": request.method, "path": request.scope["path"]}
 
 
-def _told(request: Request[Any, Any, Any], error: HTTPException) -> str:
+def told(request: Request[Any, Any, Any], error: HTTPException) -> str:
     """One sentence from what Litestar knows, naming each place that is wrong."""
     if error.status_code == 404:
         return f"there is no {request.scope['path']} here; GET / lists what there is"

@@ -1,8 +1,9 @@
 """Requests of one version that run together where that pays.
 
 A run takes what waits when its turn comes, up to `max_batch_rows`. A `Burst` is for models that the event loop runs: it
-takes what arrived while the loop was busy. A `Queue` is for those that run in threads, or wait for more: it takes what
-arrived while they were, in the order of its urgency. Nothing waits where nothing else is under way.
+takes what arrived while the loop was busy, and so does a `Joint`, of what was read and routed already. A `Queue` is for
+those that run in threads, or wait for more: it takes what arrived while they were, in the order of its urgency. Nothing
+waits where nothing else is under way.
 """
 
 from __future__ import annotations
@@ -78,6 +79,45 @@ class Burst:
             done.set_result(None)
 
 
+class Joint:
+    """What arrived for one session since the event loop last came round, in any dialect; it answers all of that at once."""
+
+    def __init__(self, session: Session, predictor: Predictor) -> None:
+        self._session = session
+        self._predictor = predictor
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[tuple[Ticket, asyncio.Future[Answer]]] = []
+
+    def put(self, ticket: Ticket) -> asyncio.Future[Answer]:
+        """Let a request be answered with the others."""
+        if not self._waiting:
+            self._loop.call_soon(self._run)
+        answer: asyncio.Future[Answer] = self._loop.create_future()
+        self._waiting.append((ticket, answer))
+        return answer
+
+    def _run(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        while waiting:
+            rows, count = 0, 0
+            for ticket, _ in waiting:
+                rows += ticket.request.rows
+                if count and rows > self._session.max_batch_rows:
+                    break
+                count += 1
+            taken, waiting = waiting[:count], waiting[count:]
+            try:
+                answers = self._predictor.respond_together(self._session, [ticket for ticket, _ in taken])
+            except Exception as error:  # noqa: BLE001 - each of them hears of it
+                for _, answer in taken:
+                    if not answer.done():
+                        answer.set_exception(error)
+                continue
+            for (_, answer), found in zip(taken, answers, strict=True):
+                if not answer.done():
+                    answer.set_result(found)
+
+
 class Waiting:
     """A request in a queue. `answer` is set when it has run, or is not to run any more."""
 
@@ -87,7 +127,7 @@ class Waiting:
         self.ticket = ticket
         self.urgency = urgency
         self.answer = answer
-        self.rows = len(ticket.inputs[0])
+        self.rows = ticket.request.rows
         self.since = perf_counter_ns()
         self.timer: asyncio.TimerHandle | None = None
 
