@@ -111,7 +111,8 @@ def test_maps_become_arrays(tmp_path: Path) -> None:
 def test_flatten_gives_the_keys_of_maps_and_refuses_the_rest() -> None:
     array, keys = flatten([{"no": 0.25, "yes": 0.75}])
     assert (array.tolist(), keys) == ([[0.25, 0.75]], ("no", "yes"))
-    for odd in ([], [np.zeros(1)], [{"a": 1.0}, {"b": 1.0}], {"a": 1.0}, None):
+    assert flatten([])[0].shape == (0, 0)
+    for odd in ([np.zeros(1)], [{"a": 1.0}, {"b": 1.0}], {"a": 1.0}, None):
         with pytest.raises(PredictionFailed, match="expected a tensor"):
             flatten(odd)
 
