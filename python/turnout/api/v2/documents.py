@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from turnout.contracts import Contract, Described
-from turnout.domain import Duration, InferenceStatistics, LoadState, Version
+from turnout.domain import BatchStatistics, Duration, InferenceStatistics, LoadState, Version
 
 EXTENSIONS = (
     "binary_tensor_data",
@@ -80,31 +80,15 @@ class ModelConfig(msgspec.Struct, frozen=True):
     output: tuple[TensorConfig, ...]
 
 
-class Count(msgspec.Struct, frozen=True):
-    """How often, and nanoseconds in all."""
-
-    count: int
-    ns: int
-
-
 class Timings(msgspec.Struct, frozen=True):
     """Requests that were answered and that failed, the time they waited, and the parts of the runs."""
 
-    success: Count
-    fail: Count
-    queue: Count
-    compute_input: Count
-    compute_infer: Count
-    compute_output: Count
-
-
-class BatchTimings(msgspec.Struct, frozen=True):
-    """The runs on so many rows."""
-
-    batch_size: int
-    compute_input: Count
-    compute_infer: Count
-    compute_output: Count
+    success: Duration
+    fail: Duration
+    queue: Duration
+    compute_input: Duration
+    compute_infer: Duration
+    compute_output: Duration
 
 
 class ModelStatistics(msgspec.Struct, frozen=True):
@@ -116,7 +100,7 @@ class ModelStatistics(msgspec.Struct, frozen=True):
     inference_count: int
     execution_count: int
     inference_stats: Timings
-    batch_stats: tuple[BatchTimings, ...]
+    batch_stats: tuple[BatchStatistics, ...]
 
 
 class Statistics(msgspec.Struct, frozen=True):
@@ -208,22 +192,14 @@ def statistics_of(found: InferenceStatistics) -> ModelStatistics:
         found.inference_count,
         found.execution_count,
         Timings(
-            _count(found.success),
-            _count(found.fail),
-            _count(found.queue),
-            _count(found.compute_input),
-            _count(found.compute_infer),
-            _count(found.compute_output),
+            found.success,
+            found.fail,
+            found.queue,
+            found.compute_input,
+            found.compute_infer,
+            found.compute_output,
         ),
-        tuple(
-            BatchTimings(
-                size.batch_size,
-                _count(size.compute_input),
-                _count(size.compute_infer),
-                _count(size.compute_output),
-            )
-            for size in found.batch_stats
-        ),
+        found.batch_stats,
     )
 
 
@@ -234,7 +210,3 @@ def _tensors(described: tuple[Described, ...]) -> tuple[TensorMetadata, ...]:
 def _config(tensor: Described, contract: Contract) -> TensorConfig:
     kind = "STRING" if tensor.datatype == "BYTES" else tensor.datatype
     return TensorConfig(tensor.name, f"TYPE_{kind}", tensor.shape[contract.batched :])
-
-
-def _count(duration: Duration) -> Count:
-    return Count(duration.count, duration.ns)
